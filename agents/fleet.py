@@ -1,0 +1,186 @@
+"""What every fleet can do. A fleet is K learners of one kind whose weights are matrices with a row per agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from core.errors import Mistake
+from core.rows import Rows
+
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+class Step(Protocol):
+    """What a world's step returns, axes (agent, copy); ``next_obs`` is the true successor, ``obs`` what to act on now."""
+
+    obs: F32
+    reward: F32
+    terminated: Bools
+    truncated: Bools
+    next_obs: F32
+
+
+class Worlds(Protocol):
+    """What a fleet needs of its worlds: K agents x n copies that reset themselves."""
+
+    agents: int
+    copies: int
+    horizon: int
+    observation_space: spaces.Box
+    action_space: spaces.Space[Any]
+    obs: F32
+    steps: NDArray[np.int64]
+
+    def reset(self) -> F32: ...
+    def step(self, actions: NDArray[Any], active: Bools | None = None) -> Any: ...
+    def take(self, rows: Any) -> Any: ...
+    def put(self, rows: Any, part: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class Episode(NamedTuple):
+    """A finished training episode of one agent: its return, its length, and the agent's step count at its end."""
+
+    agent: int
+    total: float
+    length: int
+    at: int
+
+
+@dataclass
+class Report:
+    """What a stretch of training did: per agent (K,) unless said otherwise."""
+
+    steps: NDArray[np.int64]
+    updates: NDArray[np.int64]
+    episodes: list[Episode] = field(default_factory=list)
+    metrics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    acting_s: float = 0.0
+    learning_s: float = 0.0
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.acting_s += time.perf_counter() - begin
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.learning_s += time.perf_counter() - begin
+
+
+class Meter(Rows):
+    """Adds up the returns of the episodes in progress."""
+
+    ROWS = ("total", "length")
+
+    def __init__(self, agents: int, copies: int) -> None:
+        self.total = np.zeros((agents, copies))
+        self.length = np.zeros((agents, copies), np.int64)
+
+    def add(self, step: Step, at: NDArray[np.int64], report: Report) -> None:
+        """Count one step of every copy; episodes that ended go into the report."""
+        self.total += step.reward
+        self.length += 1
+        ended = step.terminated | step.truncated
+        if not ended.any():
+            return
+        for k, i in np.argwhere(ended):
+            report.episodes.append(Episode(int(k), float(self.total[k, i]), int(self.length[k, i]), int(at[k])))
+        self.total[ended] = 0.0
+        self.length[ended] = 0
+
+    def clear(self) -> None:
+        self.total[...] = 0.0
+        self.length[...] = 0
+
+
+class Fleet(Rows):
+    """K learners and their worlds.
+
+    ``parts`` are the weights that may be exchanged, one float32 matrix each; write into them, never replace them.
+    Everything random is drawn from each agent's own streams, so an agent learns the same alone and in a fleet.
+    """
+
+    unit: str
+    seeds: Sequence[int]
+    worlds: Worlds
+    progress: NDArray[np.int64]
+
+    @property
+    def agents(self) -> int:
+        return len(self.progress)
+
+    @property
+    def parts(self) -> dict[str, F32]:
+        """The weight matrix (K, d) of each part."""
+        raise NotImplementedError
+
+    def act(self, obs: F32, explore: bool = False) -> NDArray[Any]:
+        """Actions (K, n[, a]) for observations (K, n, o)."""
+        raise NotImplementedError
+
+    def train(self, work: int) -> Report:
+        """``work`` more units for every agent (``unit`` says which); agents that are not equally far go in groups."""
+        stages = np.unique(self.progress)
+        if len(stages) == 1:
+            return self._train(work)
+        whole = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
+        for stage in stages:
+            rows = np.flatnonzero(self.progress == stage)
+            group = self.take(rows)
+            merge(whole, rows, group._train(work), self.agents)
+            self.put(rows, group)
+        return whole
+
+    def _train(self, work: int) -> Report:
+        raise NotImplementedError
+
+    def gradient(self, part: str) -> F32:
+        """The ascent or descent direction (K, d) of a part on fresh data, without a step."""
+        raise NotImplementedError
+
+    def take(self, rows: Any) -> Any:
+        part = super().take(rows)
+        part.seeds = [self.seeds[k] for k in np.arange(self.agents)[rows]]
+        return part
+
+    def evaluate(self, worlds: Worlds, explore: bool = False) -> NDArray[np.float64]:
+        """The return of one whole episode in every copy of these worlds, (K, n)."""
+        obs = worlds.reset()
+        total = np.zeros(obs.shape[:2])
+        active = np.ones(obs.shape[:2], np.bool_)
+        while active.any():
+            step = worlds.step(self.act(obs, explore), active)
+            total += np.where(active, step.reward, 0.0)
+            active &= ~(step.terminated | step.truncated)
+            obs = step.obs
+        return total
+
+
+def merge(whole: Report, rows: NDArray[np.int64], part: Report, agents: int) -> None:
+    """Put the report of some agents into that of all; what the others did not measure is nan."""
+    whole.steps[rows], whole.updates[rows] = part.steps, part.updates
+    whole.episodes += [episode._replace(agent=int(rows[episode.agent])) for episode in part.episodes]
+    for name, values in part.metrics.items():
+        whole.metrics.setdefault(name, np.full(agents, np.nan))[rows] = values
+    whole.acting_s += part.acting_s
+    whole.learning_s += part.learning_s
+
+
+def action_range(space: spaces.Space[Any]) -> tuple[F32, F32]:
+    """The centre and the half-width of a bounded Box; refuses other spaces."""
+    if not (isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all()):
+        raise Mistake(f"this algorithm needs bounded continuous actions, the world has {space}")
+    return (space.high + space.low) / 2.0, (space.high - space.low) / 2.0

@@ -1,0 +1,84 @@
+"""Replay for K agents: a ring per agent. Terminated and truncated are kept apart; there is no ``done``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from core.rows import Rows
+
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+class Batch(NamedTuple):
+    """Transitions of every agent, (K, b, ...)."""
+
+    obs: F32
+    action: F32
+    reward: F32
+    terminated: Bools
+    truncated: Bools
+    next_obs: F32
+
+
+class Replay(Rows):
+    """The last ``capacity`` transitions of each agent. A part of a fleet shares the memory of the whole."""
+
+    ROWS = ("obs", "action", "reward", "terminated", "truncated", "next_obs", "stored")
+
+    def __init__(self, agents: int, capacity: int, obs_width: int, action_width: int) -> None:
+        self.capacity = capacity
+        self.obs: F32 = np.zeros((agents, capacity, obs_width), np.float32)
+        self.next_obs: F32 = np.zeros((agents, capacity, obs_width), np.float32)
+        self.action: F32 = np.zeros((agents, capacity, action_width), np.float32)
+        self.reward: F32 = np.zeros((agents, capacity), np.float32)
+        self.terminated: Bools = np.zeros((agents, capacity), np.bool_)
+        self.truncated: Bools = np.zeros((agents, capacity), np.bool_)
+        self.stored = np.zeros(agents, np.int64)
+        self._rows = np.arange(agents)
+
+    @property
+    def size(self) -> NDArray[np.int64]:
+        """How many transitions each agent can sample from."""
+        return np.minimum(self.stored[self._rows], self.capacity)
+
+    def add(self, obs: F32, action: F32, reward: F32, terminated: Bools, truncated: Bools, next_obs: F32) -> None:
+        """One transition of each agent and copy, (K, n, ...)."""
+        arrays = (self.obs, self.action, self.reward, self.terminated, self.truncated, self.next_obs, self.stored)
+        _add(self._rows, *arrays, obs, action, reward, terminated, truncated, next_obs)
+
+    def gather(self, index: NDArray[np.int64]) -> Batch:
+        """The transitions at these places, (K, b)."""
+        k = self._rows[:, None]
+        return Batch(
+            self.obs[k, index], self.action[k, index], self.reward[k, index],
+            self.terminated[k, index], self.truncated[k, index], self.next_obs[k, index],
+        )  # fmt: skip
+
+    def take(self, rows: Any) -> Replay:
+        part = object.__new__(Replay)
+        part.__dict__ |= self.__dict__ | {"_rows": self._rows[rows]}
+        return part
+
+    def put(self, rows: Any, part: Replay) -> None:  # type: ignore[override]
+        """Nothing to do: the memory is shared."""
+
+
+@njit(cache=True)
+def _add(rows, obs, action, reward, terminated, truncated, next_obs, stored, o, a, r, te, tr, no):  # type: ignore[no-untyped-def]
+    capacity = obs.shape[1]
+    for j in range(len(rows)):
+        k = rows[j]
+        for i in range(r.shape[1]):
+            at = stored[k] % capacity
+            obs[k, at] = o[j, i]
+            action[k, at] = a[j, i]
+            reward[k, at] = r[j, i]
+            terminated[k, at] = te[j, i]
+            truncated[k, at] = tr[j, i]
+            next_obs[k, at] = no[j, i]
+            stored[k] += 1

@@ -1,0 +1,211 @@
+"""Hyper-parameters, declared once: a dataclass field with a default, a range and a sentence.
+
+The TOML file, ``--set key=value``, Flower's ``run_config`` and ``--help`` are all read off the dataclass. Keys are
+written with dashes (``learning-rate``); an unknown key or a value out of range is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from core.errors import Mistake
+
+T = TypeVar("T")
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def option(
+    default: Any,
+    sentence: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not."""
+    meta = {"sentence": sentence, "low": low, "high": high, "above": above, "choices": choices}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def table(kind: type[Any]) -> Any:
+    """A field that is itself a configuration dataclass: a table of the TOML file."""
+    return dataclasses.field(default_factory=kind)
+
+
+def dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """A ``kind`` from a table of values; raises ``Mistake`` naming the key, the value and what is allowed."""
+    types = get_type_hints(kind)
+    fields = {dashed(f.name): f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        full = f"{where}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean '{where}{near[0]}'?" if near else ""
+            raise Mistake(f"unknown key '{full}'{hint} (allowed: {', '.join(sorted(fields))})")
+        field = fields[key]
+        wanted = types[field.name]
+        if dataclasses.is_dataclass(wanted):
+            if not isinstance(value, Mapping):
+                raise Mistake(f"'{full}' is a table, not {value!r}")
+            made[field.name] = build(wanted, value, f"{full}.")  # type: ignore[arg-type]
+        else:
+            made[field.name] = _checked(full, field, wanted, value)
+    return kind(**made)
+
+
+def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
+    value = _converted(full, wanted, value)
+    meta = field.metadata
+    if meta.get("choices") and value not in meta["choices"]:
+        near = difflib.get_close_matches(str(value), meta["choices"], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise Mistake(f"'{full}' is one of {', '.join(meta['choices'])}, not {value!r}{hint}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not _inside(number, meta):
+            raise Mistake(f"'{full}' must be {allowed(field)}, not {number}")
+    return value
+
+
+def _converted(full: str, wanted: Any, value: Any) -> Any:
+    """``value`` as the declared type; texts come from the command line and from Flower's flat run_config."""
+    if wanted == tuple[int, ...]:
+        parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+        if isinstance(parts, int):
+            parts = [parts]
+        try:
+            whole = tuple(int(p) for p in parts)
+            if any(float(p) != int(p) for p in parts):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise Mistake(f"'{full}' is a list of whole numbers such as 64,64, not {value!r}") from None
+        return whole
+    if wanted == dict[str, Any]:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else {}
+            except json.JSONDecodeError:
+                raise Mistake(f"'{full}' is a table (JSON when given as text), not {value!r}") from None
+        if not isinstance(value, Mapping):
+            raise Mistake(f"'{full}' is a table, not {value!r}")
+        return dict(value)
+    if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if wanted in (int, float) and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}") from None
+    if wanted is int and isinstance(value, float) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+        raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}")
+    return value
+
+
+def _inside(number: float, meta: Mapping[str, Any]) -> bool:
+    low, high, above = meta.get("low"), meta.get("high"), meta.get("above")
+    return (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
+
+
+def allowed(field: Field[Any]) -> str:
+    """The range of a field in words: 'at least 0 and at most 1'."""
+    meta = field.metadata
+    if meta.get("choices"):
+        return "one of " + ", ".join(meta["choices"])
+    words = [("at least", meta.get("low")), ("above", meta.get("above")), ("at most", meta.get("high"))]
+    return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+
+
+def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]:
+    """Every key of a configuration as Flower's run_config takes it: dotted, scalars only."""
+    flat: dict[str, bool | int | float | str] = {}
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), where + dashed(field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, key + ".")
+        elif isinstance(value, tuple):
+            flat[key] = ",".join(map(str, value))
+        elif isinstance(value, dict):
+            flat[key] = json.dumps(value) if value else ""
+        else:
+            flat[key] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested table that ``flatten`` came from, its values still scalars."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *tables, last = key.split(".")
+        here = nested
+        for name in tables:
+            inner = here.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise Mistake(f"'{key}' goes into '{name}', which already is the value {inner!r}")
+            here = inner
+        here[last] = value
+    return nested
+
+
+def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    """A table with ``key=value`` texts put into it (dots go into tables)."""
+    merged = json.loads(json.dumps(values))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise Mistake(f"'{setting}' is not key=value, such as ppo.learning-rate=0.001")
+        *tables, last = key.strip().split(".")
+        here = merged
+        for name in tables:
+            here = here.setdefault(name, {})
+            if not isinstance(here, dict):
+                raise Mistake(f"'{key}' goes into '{name}', which is a value and not a table")
+        here[last] = _literal(value.strip())
+    return merged  # type: ignore[no-any-return]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration, for ``--help`` and the docs."""
+
+    name: str
+    kind: str
+    default: Any
+    range: str
+    sentence: str
+
+
+def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
+    """Every key of a configuration with default, range and sentence."""
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        wanted, name = types[field.name], where + dashed(field.name)
+        if dataclasses.is_dataclass(wanted):
+            yield from keys(wanted, name + ".")  # type: ignore[arg-type]
+            continue
+        default = field.default if field.default is not MISSING else {}
+        label = {tuple[int, ...]: "list of int", dict[str, Any]: "table"}.get(wanted, getattr(wanted, "__name__", ""))
+        yield Key(name, label, default, allowed(field), field.metadata.get("sentence", ""))

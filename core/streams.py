@@ -1,0 +1,98 @@
+"""Randomness as a pure function of (run seed, agent, purpose, lane, count).
+
+A stream is a key and a count of what was drawn: SplitMix64 at ``key + count * GOLDEN``. So a stream belongs to one agent,
+does not depend on which agents share a process, is saved as one integer, and is drawn for a whole fleet in one call.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numba import njit, uint64
+from numpy.typing import NDArray
+
+from core.rows import Rows
+
+U64 = NDArray[np.uint64]
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+
+@njit(cache=True, inline="always")
+def mix64(z):  # type: ignore[no-untyped-def]
+    """SplitMix64's finaliser: every output bit depends on every input bit."""
+    z = uint64(z)
+    z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return z ^ (z >> uint64(31))
+
+
+@njit(cache=True, inline="always")
+def uniform01(key, count):  # type: ignore[no-untyped-def]
+    """The count-th number in [0, 1) of a stream."""
+    bits = mix64(uint64(key) + uint64(count + uint64(1)) * uint64(_GOLDEN))
+    return float(bits >> uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True)
+def _fill(keys, counts, out):  # type: ignore[no-untyped-def]
+    for k in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[k, j] = uniform01(keys[k], counts[k] + uint64(j))
+        counts[k] += uint64(out.shape[1])
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def child(seed: int, name: str | int) -> int:
+    """The seed tree: run seed -> agent -> purpose. A child's seed depends on its own path alone."""
+    label = name if isinstance(name, int) else zlib.crc32(name.encode()) + (1 << 32)
+    return _mix((_mix(seed & _MASK) + (label + 1) * _GOLDEN) & _MASK)
+
+
+def agent_seeds(seed: int, agents: Sequence[int]) -> list[int]:
+    """The seeds of the agents with these numbers."""
+    return [child(child(seed, "agent"), int(agent)) for agent in agents]
+
+
+class Streams(Rows):
+    """One stream per agent, or one per agent and lane (a lane is a copy of the world)."""
+
+    ROWS = ("keys", "counts")
+
+    def __init__(self, seeds: Sequence[int], purpose: str, lanes: int | None = None) -> None:
+        own = [child(seed, purpose) for seed in seeds]
+        paths = own if lanes is None else [[child(key, lane) for lane in range(lanes)] for key in own]
+        self.keys: U64 = np.array(paths, dtype=np.uint64)
+        self.counts: U64 = np.zeros_like(self.keys)
+
+    def uniform(self, *shape: int) -> NDArray[np.float64]:
+        """Numbers in [0, 1): one array of ``shape`` per stream."""
+        out = np.empty((*self.keys.shape, *shape))
+        _fill(self.keys.reshape(-1), self.counts.reshape(-1), out.reshape(self.keys.size, -1))
+        return out
+
+    def normal(self, *shape: int) -> NDArray[np.float64]:
+        """Standard normal numbers (Box-Muller)."""
+        size = math.prod(shape)
+        pairs = self.uniform(2, (size + 1) // 2)
+        radius = np.sqrt(-2.0 * np.log1p(-pairs[..., 0, :]))
+        angle = 2.0 * np.pi * pairs[..., 1, :]
+        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        return both[..., :size].reshape(*self.keys.shape, *shape)
+
+    def integers(self, high: NDArray[np.int64] | int, *shape: int) -> NDArray[np.int64]:
+        """Whole numbers in [0, high); ``high`` may differ per agent."""
+        bound = np.asarray(high).reshape(np.shape(high) + (1,) * len(shape))
+        return (self.uniform(*shape) * bound).astype(np.int64)
+
+    def permutation(self, n: int) -> NDArray[np.int64]:
+        """A random order of range(n) per stream."""
+        return np.argsort(self.uniform(n), axis=-1, kind="stable")

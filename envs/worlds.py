@@ -1,0 +1,86 @@
+"""What a batch of worlds is: K agents x n copies, stepped together, each agent's randomness its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from core.config import option
+from core.errors import Mistake
+from core.rows import Rows
+
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Which world, and how it differs from agent to agent and over time."""
+
+    id: str = option("CartPole-v1", "Any Gymnasium id; CartPole-v1, Pendulum-v1 and BipedalWalker-v3 have chosen physics.")
+    copies: int = option(1, "How many copies of its world each agent steps side by side.", low=1)
+    horizon: int = option(0, "Steps after which an episode is truncated; 0 is the world's own limit.", low=0)
+    physics: dict[str, Any] = option(
+        {}, "Physical quantities by name: a number, a list (one per agent), or a table (see docs/worlds.md)."
+    )
+    obstacles: dict[str, Any] = option({}, "BipedalWalker-v3 only: kinds, frequency and sizes (see docs/worlds.md).")
+    options: dict[str, Any] = option({}, "Passed to gymnasium.make as they are.")
+    workers: int = option(0, "Processes that step the world; 0 steps it here. Pays for slow simulators and many copies.", low=0)
+
+
+class Step(NamedTuple):
+    """What a step returns, each with axes (agent, copy).
+
+    ``next_obs`` is the true successor, also at an episode's end; ``obs`` is what to act on now: the same, except that a
+    finished copy has already begun a new episode.
+    """
+
+    obs: F32
+    reward: F32
+    terminated: Bools
+    truncated: Bools
+    next_obs: F32
+
+
+class Worlds(Rows):
+    """K agents x n copies of one kind of world.
+
+    Copies that are not ``active`` stay as they are, draw nothing and return zeros. ``steps`` counts an agent's own steps
+    over all its copies and drives whatever changes in its world, so that a resume goes on where it was. A simulator
+    whose state cannot be saved ends its episodes when ``state()`` is called, in the run that goes on as well.
+    """
+
+    agents: int
+    copies: int
+    horizon: int
+    observation_space: spaces.Box
+    action_space: spaces.Space[Any]
+    obs: F32
+    steps: NDArray[np.int64]
+
+    def reset(self) -> F32:
+        """Begin a new episode in every copy."""
+        raise NotImplementedError
+
+    def step(self, actions: NDArray[Any], active: Bools | None = None) -> Step:
+        """One step of every active copy; finished copies begin a new episode by themselves."""
+        raise NotImplementedError
+
+    def render(self, agent: int = 0, copy: int = 0) -> NDArray[np.uint8]:
+        """A picture of one copy, (height, width, 3)."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of processes and windows."""
+
+
+def spread(kind: str, agents: int, values: Sequence[Any]) -> Sequence[Any]:
+    """A list given per agent must have a value for each."""
+    if len(values) < agents:
+        raise Mistake(f"'{kind}' lists {len(values)} values for {agents} agents; give one per agent")
+    return values
