@@ -1,0 +1,6 @@
+"""How it is learned: fleets of agents as matrices. Knows torch and numpy, neither Flower nor the worlds."""
+
+from agents.td3 import TD3Fleet
+
+FLEETS = {"td3": TD3Fleet}
+"""The fleets by the name that a conf gives them."""

@@ -1,0 +1,121 @@
+"""``fedrl``: the command line. Thin: it reads a conf, calls the house, and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from core.errors import Failure, Mistake
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+# Words for people go to stderr, so that --json leaves stdout to one JSON object.
+say = Console(stderr=True, highlight=False)
+
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put over the conf; may be repeated.")]
+
+
+@app.command()
+def run(
+    conf: Annotated[Path | None, typer.Argument(help="A TOML file; `fedrl conf` lists its keys.")] = None,
+    settings: Settings = None,
+    seed: Annotated[int | None, typer.Option(help="The run's seed; the conf's otherwise.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory; out/CONF-TIME otherwise.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Train a fleet, and leave a run directory with metrics, checkpoint, weights and a picture."""
+    from client.session import RunConfig, Session
+    from client.solo import train_alone
+    from core.config import build, flatten, override, unflatten
+    from runs import plots
+    from runs.directory import RunDirectory, read_toml
+
+    if (conf is None) == (resume is None):
+        raise Mistake("give a conf to start a run, or --resume RUN to go on with one")
+    changes = list(settings or []) + ([f"seed={seed}"] if seed is not None else [])
+    source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
+    config = build(RunConfig, override(source, changes))
+    session = Session(config)
+    if resume is not None:
+        directory = RunDirectory.open(resume)
+    else:
+        name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        directory = RunDirectory.create(out or Path("out") / name, unflatten(flatten(config)))
+    try:
+        summary = train_alone(session, directory, teller(config.steps))
+    finally:
+        session.close()
+    records = directory.read_metrics()
+    if records:
+        plots.curve(directory.curve, records, f"{config.algorithm} on {config.world.id}, {config.agents} agents")
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        show(summary)
+    if summary["interrupted"]:
+        say.print(f"interrupted; go on with: fedrl run --resume {directory.path}")
+        raise typer.Exit(130)
+
+
+@app.command()
+def conf(
+    prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
+) -> None:
+    """Every key that a conf may hold: its default, its range, its sentence."""
+    from client.session import RunConfig
+    from core.config import keys
+
+    rows = Table("key", "default", "kind", "range", "meaning", box=None)
+    for key in keys(RunConfig):
+        if key.name.startswith(prefix):
+            default = ",".join(map(str, key.default)) if isinstance(key.default, tuple) else str(key.default)
+            rows.add_row(key.name, default, key.kind, key.range, key.sentence)
+    if not rows.row_count:
+        raise Mistake(f"no key begins with '{prefix}'")
+    Console().print(rows)
+
+
+def teller(steps: int) -> Callable[[dict[str, Any]], None]:
+    """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
+
+    def tell(record: dict[str, Any]) -> None:
+        done = min(record["steps"])
+        returns = [r for r in record["return"] if r is not None]
+        middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
+        rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
+        line = f"round {record['round']}  steps {done}/{steps}  return {middle}  {rate:,.0f} steps/s"
+        if say.is_terminal:
+            say.print(line, end="\r" if done < steps else "\n", overflow="ellipsis", no_wrap=True)
+        else:
+            say.print(line)
+
+    return tell
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The summary as a table."""
+    rows = Table(show_header=False, box=None)
+    for key, value in summary.items():
+        rows.add_row(key.replace("_", " "), f"{value:,.1f}" if isinstance(value, float) else str(value))
+    say.print(rows)
+
+
+def main() -> None:
+    """The entry point: a mistake is one sentence and exit code 2, a failure one sentence and exit code 1."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except (Mistake, Failure) as error:
+        if debug:
+            raise
+        say.print(f"[red]fedrl:[/red] {error}", markup=True)
+        sys.exit(2 if isinstance(error, Mistake) else 1)

@@ -1,0 +1,82 @@
+"""One party: its fleet, its worlds, and the worlds that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from agents import FLEETS
+from agents.fleet import Fleet, Report
+from agents.td3 import TD3Config
+from core.config import dashed, option, table
+from core.errors import Mistake
+from core.rows import Rows
+from core.streams import agent_seeds, child
+from envs import WorldConfig, make_worlds
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: who learns what, for how long, how it is judged."""
+
+    algorithm: str = option("td3", "How the agents learn.", choices=tuple(FLEETS))
+    agents: int = option(1, "K: how many agents learn side by side.", low=1)
+    seed: int = option(0, "The root of every random number of the run.", low=0)
+    steps: int = option(100_000, "Environment steps of each agent after which the run ends.", low=1)
+    work: int = option(10, "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches.", low=1)
+    evaluate_episodes: int = option(10, "Episodes per agent that judge it after each round; 0 judges by training.", low=0)
+    evaluate: str = option("greedy", "How agents act when judged.", choices=("greedy", "sampled"))
+    checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
+    threads: int = option(
+        1, "BLAS and torch threads of this process. Parties that share a machine each need one: more spin and wait.", low=1
+    )
+    world: WorldConfig = table(WorldConfig)
+    td3: TD3Config = table(TD3Config)
+
+
+class Session(Rows):
+    """A fleet with its worlds. Everything that a resume needs is its ``state()``."""
+
+    ROWS = ("fleet", "judges")
+
+    def __init__(self, config: RunConfig, numbers: Sequence[int] | None = None, render: bool = False) -> None:
+        self.config = config
+        self.numbers = list(range(config.agents)) if numbers is None else list(numbers)
+        torch.set_num_threads(config.threads)
+        threadpool_limits(config.threads)
+        seeds = agent_seeds(config.seed, self.numbers)
+        worlds = make_worlds(config.world, seeds, self.numbers, render)
+        self.fleet: Fleet = make_fleet(config, worlds, seeds)
+        self.judges = None
+        if config.evaluate_episodes:
+            judged = WorldConfig(**{**vars(config.world), "copies": config.evaluate_episodes, "workers": 0})
+            self.judges = make_worlds(judged, [child(seed, "judge") for seed in seeds], self.numbers)
+            if not self.judges.horizon:
+                raise Mistake(f"'{config.world.id}' never ends by itself; set world.horizon, or evaluate-episodes=0")
+
+    def train(self, work: int) -> Report:
+        return self.fleet.train(work)
+
+    def evaluate(self) -> NDArray[np.float64]:
+        """Returns (K, episodes) in the world as each agent knows it now; judging moves no world on."""
+        assert self.judges is not None
+        self.judges.steps[...] = self.fleet.worlds.steps
+        return self.fleet.evaluate(self.judges, explore=self.config.evaluate == "sampled")
+
+    def close(self) -> None:
+        self.fleet.worlds.close()
+        if self.judges is not None:
+            self.judges.close()
+
+
+def make_fleet(config: RunConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:
+    """The fleet that the configuration names, over these worlds."""
+    fleet = FLEETS[config.algorithm](getattr(config, config.algorithm.replace("-", "_")), worlds, seeds)
+    assert isinstance(fleet, Fleet), dashed(config.algorithm)
+    return fleet

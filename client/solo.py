@@ -1,0 +1,125 @@
+"""Fleets without a federation: every agent learns on its own. The baseline of everything else."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from client.session import Session
+from runs.directory import RunDirectory
+
+Record = dict[str, Any]
+
+
+def train_alone(session: Session, run: RunDirectory, tell: Callable[[Record], None]) -> Record:
+    """Rounds of training and judging until every agent has done its steps; returns the summary.
+
+    Picks up where the checkpoint is, if there is one. Ctrl-C finishes the round and leaves a resumable run; the second
+    Ctrl-C stops at once.
+    """
+    config, fleet = session.config, session.fleet
+    rounds, wall_before = resume(session, run)
+    begun = time.perf_counter()
+    saved = True
+    with interruptible() as stop:
+        while fleet.worlds.steps.min() < config.steps and not stop.asked:
+            rounds += 1
+            report = session.train(config.work)
+            judging = time.perf_counter()
+            totals = [[e.total for e in report.episodes if e.agent == k] for k in range(fleet.agents)]
+            learned = [float(np.mean(t)) if t else None for t in totals]
+            judged = session.evaluate().mean(axis=1).tolist() if session.judges is not None else learned
+            now = time.perf_counter()
+            record = {
+                "round": rounds,
+                "steps": fleet.worlds.steps.tolist(),
+                "updates": report.updates.tolist(),
+                "return": judged,
+                "training-return": learned,
+                "episodes": [len(t) for t in totals],
+                "acting_s": round(report.acting_s, 4),
+                "learning_s": round(report.learning_s, 4),
+                "judging_s": round(now - judging, 4),
+                "wall_s": round(wall_before + now - begun, 3),
+            } | {name: [round(float(v), 6) for v in values] for name, values in report.metrics.items()}
+            run.log(clean(record))
+            tell(record)
+            saved = rounds % config.checkpoint_every == 0
+            if saved:
+                save(session, run, rounds, record["wall_s"])
+        if not saved:
+            save(session, run, rounds, wall_before + time.perf_counter() - begun)
+    run.save_weights(fleet.parts, {"algorithm": config.algorithm, "world": config.world.id})
+    return summary(run, interrupted=stop.asked)
+
+
+def resume(session: Session, run: RunDirectory) -> tuple[int, float]:
+    """Load the checkpoint if there is one: the rounds done and the seconds spent so far."""
+    if not run.checkpoint.exists():
+        run.rewind(0)
+        return 0, 0.0
+    from runs import checkpoints
+
+    arrays, meta = checkpoints.load(run.checkpoint)
+    session.load_state(arrays)
+    run.rewind(meta["round"])
+    return int(meta["round"]), float(meta["wall_s"])
+
+
+def save(session: Session, run: RunDirectory, rounds: int, wall_s: float) -> None:
+    run.save(session.state(), {"round": rounds, "wall_s": wall_s})
+
+
+def summary(run: RunDirectory, interrupted: bool) -> Record:
+    """What a run comes to: means over agents."""
+    records = run.read_metrics()
+    returns = [float(np.mean([r for r in record["return"] if r is not None] or [np.nan])) for record in records]
+    return clean(
+        {
+            "run_dir": str(run.path),
+            "rounds": len(records),
+            "env_steps": int(np.sum(records[-1]["steps"])) if records else 0,
+            "final_return": returns[-1] if returns else None,
+            "best_return": float(np.nanmax(returns)) if returns else None,
+            "wall_s": records[-1]["wall_s"] if records else 0.0,
+            "interrupted": interrupted,
+        }
+    )
+
+
+def clean(value: Any) -> Any:
+    """JSON has no nan: what was not measured is null."""
+    if isinstance(value, dict):
+        return {key: clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [clean(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+class Stop:
+    asked = False
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """The first Ctrl-C or SIGTERM asks to stop; after it the usual handler is back."""
+    stop = Stop()
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    for name in before:
+        signal.signal(name, ask)
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
