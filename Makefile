@@ -1,0 +1,78 @@
+# Needs Python 3.11 or newer, git and make. Everything is installed into .venv, at the versions of constraints.txt.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+BENCH ?= $(wildcard benchmarks/[a-z]*.py)
+
+# Nothing of ours or of Flower's calls home, and nothing is installed behind the user's back at run time.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export RAY_USAGE_STATS_ENABLED := 0
+# Ray forks after gRPC has started threads; without this its start is flaky.
+export GRPC_ENABLE_FORK_SUPPORT := 0
+
+# One thread per worker: two processes whose BLAS or torch threads spin on two cores are slower than one.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --durations=10
+WORKERS ?= 2
+
+.PHONY: help setup run test slow lint format types bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/dev ## Install into .venv (done by every other target when it is needed)
+
+run: .venv/dev ## Train a small federation and draw its curve
+	$(BIN)/fedrl run conf/quick.toml --out out/quick
+
+test: .venv/dev ## Run the tests, without the slow ones
+	$(PYTEST) -n $(WORKERS) -m "not slow" tests
+
+slow: .venv/dev ## Run the slow tests
+	$(PYTEST) -n $(WORKERS) -m slow tests
+
+lint: .venv/dev ## Check rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/dev ## Mend what lint can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/dev ## Check types
+	$(BIN)/mypy
+
+bench: .venv/bench ## Measure the speed, beside Stable-Baselines3 (one: make bench BENCH=benchmarks/NAME.py)
+	@test -n "$(BENCH)" || { echo "benchmarks/ holds no benchmark" >&2; exit 1; }
+	for file in $(BENCH); do echo "== $$file"; $(ONE_THREAD) $(BIN)/python "$$file"; done
+
+lock: .venv/dev ## Resolve every dependency anew and write constraints.txt
+	$(BIN)/python .ci/lock.py
+
+clean: ## Remove .venv and what tools leave behind
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Stamps: .venv/NAME is newer than both files when the extra NAME is installed as they say.
+# Constraints are given as a variable too, so that they also hold in the environment that builds us.
+.venv/dev .venv/bench: .venv/%: pyproject.toml constraints.txt | .venv/python
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# The first of these that runs (a shim may exist and not run) and is new enough; PYTHON=... chooses another.
+.venv/python:
+	@for python in $${PYTHON:-python3.11 python3.12 python3.13 python3}; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "creating .venv with $$("$$python" --version)"; \
+			"$$python" -m venv .venv && touch $@ && exit 0; \
+			echo "fedrl needs the venv module of $$python (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; \
+		fi; \
+	done; \
+	echo "fedrl needs Python 3.11 or newer; none was found as $${PYTHON:-python3.11, python3.12, python3.13 or python3}." >&2; \
+	exit 1
