@@ -22,37 +22,39 @@ class Adam(Rows):
         self.t = np.zeros(rows, np.int64)
         self.epsilon, self.betas = epsilon, betas
 
-    def step(self, W: F32, G: F32, rate: float, max_norm: float = 0.0, active: NDArray[np.bool_] | None = None) -> F32:
-        """W goes down G, each row's gradient cut to ``max_norm`` first (0: never). Returns the norms before the cut."""
-        norms = np.empty(len(W), np.float32)
-        everyone = np.ones(len(W), np.bool_) if active is None else active
-        _adam(W, G, self.m, self.v, self.t, rate, *self.betas, self.epsilon, max_norm, everyone, norms)
-        return norms
+    def step(self, W: F32, G: F32, rate: float, cut: F32 | None = None, active: NDArray[np.bool_] | None = None) -> None:
+        """W goes down G, each active row's gradient scaled by its ``cut``."""
+        ones = np.ones(len(W), np.float32)
+        everyone = np.ones(len(W), np.bool_)
+        _adam(
+            W, G, self.m, self.v, self.t, rate, *self.betas, self.epsilon,
+            ones if cut is None else cut, everyone if active is None else active,
+        )  # fmt: skip
+
+
+def norm_cut(max_norm: float, *gradients: F32) -> tuple[F32, F32]:
+    """Each agent's gradient norm over several parts together, and the factor that cuts it to ``max_norm`` (0: none)."""
+    squares: F32 = np.sum([np.einsum("kd,kd->k", G, G) for G in gradients], axis=0, dtype=np.float32)
+    norms = np.sqrt(squares)
+    if max_norm <= 0:
+        return norms, np.ones_like(norms)
+    return norms, np.minimum(np.float32(1), np.float32(max_norm) / (norms + np.float32(1e-6)))
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _adam(W, G, m, v, t, rate, beta1, beta2, epsilon, max_norm, active, norms):  # type: ignore[no-untyped-def]
+def _adam(W, G, m, v, t, rate, beta1, beta2, epsilon, cut, active):  # type: ignore[no-untyped-def]
     b1, b2 = np.float32(beta1), np.float32(beta2)
     c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
     eps = np.float32(epsilon)
     for k in range(W.shape[0]):
         if not active[k]:
-            norms[k] = np.float32(0)
             continue
-        w, g, mk, vk = W[k], G[k], m[k], v[k]
-        square = np.float32(0)
-        if max_norm > 0:
-            for j in range(w.shape[0]):
-                square += g[j] * g[j]
-        norms[k] = np.sqrt(square)
-        cut = np.float32(1)
-        if max_norm > 0 and norms[k] > max_norm:
-            cut = np.float32(max_norm / (norms[k] + 1e-6))
+        w, g, mk, vk, scale = W[k], G[k], m[k], v[k], cut[k]
         t[k] += 1
         step = np.float32(rate / (1.0 - beta1 ** t[k]))
         root = np.float32(1.0 / np.sqrt(1.0 - beta2 ** t[k]))
         for j in range(w.shape[0]):
-            x = g[j] * cut
+            x = g[j] * scale
             mk[j] = b1 * mk[j] + c1 * x
             vk[j] = b2 * vk[j] + c2 * (x * x)
             w[j] -= step * mk[j] / (np.sqrt(vk[j]) * root + eps)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from core.errors import Mistake
 from core.rows import Rows
+from core.streams import Streams, child
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -127,8 +128,8 @@ class Fleet(Rows):
         """The weight matrix (K, d) of each part."""
         raise NotImplementedError
 
-    def act(self, obs: F32, explore: bool = False) -> NDArray[Any]:
-        """Actions (K, n[, a]) for observations (K, n, o)."""
+    def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
+        """Actions (K, n[, a]) for observations (K, n, o): explored with the copies' streams, greedy without."""
         raise NotImplementedError
 
     def train(self, work: int) -> Report:
@@ -158,11 +159,13 @@ class Fleet(Rows):
 
     def evaluate(self, worlds: Worlds, explore: bool = False) -> NDArray[np.float64]:
         """The return of one whole episode in every copy of these worlds, (K, n)."""
+        own = [child(seed, int(done)) for seed, done in zip(self.seeds, self.progress, strict=True)]
+        streams = Streams(own, "judged", lanes=worlds.copies) if explore else None
         obs = worlds.reset()
         total = np.zeros(obs.shape[:2])
         active = np.ones(obs.shape[:2], np.bool_)
         while active.any():
-            step = worlds.step(self.act(obs, explore), active)
+            step = worlds.step(self.act(obs, streams), active)
             total += np.where(active, step.reward, 0.0)
             active &= ~(step.terminated | step.truncated)
             obs = step.obs

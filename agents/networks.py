@@ -130,16 +130,6 @@ class MLP:
         return None
 
 
-def differentiate(loss: torch.Tensor, *outputs: torch.Tensor) -> list[F32]:
-    """d loss / d each output of a network: autograd goes as far as the equations, ``backward`` takes over from there."""
-    return [grad.numpy() for grad in torch.autograd.grad(loss, outputs)]
-
-
-def leaf(y: F32) -> torch.Tensor:
-    """A network's output as a tensor to differentiate at (the same memory)."""
-    return torch.from_numpy(y).requires_grad_()
-
-
 def _product(a: F32, b: F32, out: F32, precision: str) -> None:
     """out = a @ b. The BLAS under numpy uses what the processor has; bf16 goes through torch, which knows bf16 units."""
     if a.shape[-1] == 1:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import Adam, polyak
 from agents.fleet import Fleet, Meter, Report, Worlds, action_range
-from agents.networks import MLP, Tape, differentiate, leaf
+from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
 from core.config import option
 from core.streams import Streams
@@ -80,13 +79,13 @@ class TD3Fleet(Fleet):
     def parts(self) -> dict[str, F32]:
         return {"actor": self.actor, "critic": self.critic}
 
-    def act(self, obs: F32, explore: bool = False) -> NDArray[Any]:
-        return self.centre + self.half * self._command(obs, explore)
+    def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
+        return self.centre + self.half * self._command(obs, streams)
 
-    def _command(self, obs: F32, explore: bool) -> F32:
+    def _command(self, obs: F32, streams: Streams | None) -> F32:
         action = self.actor_net.infer(self.actor, obs, np.ones(obs.shape[:2], np.bool_))
-        if explore:
-            action += (self.config.exploration * self.acting.normal(action.shape[-1])).astype(np.float32)
+        if streams is not None:
+            action += (self.config.exploration * streams.normal(action.shape[-1])).astype(np.float32)
             np.clip(action, -1.0, 1.0, out=action)
         return action
 
@@ -113,7 +112,7 @@ class TD3Fleet(Fleet):
         if starting:
             action = (2.0 * self.acting.uniform(len(self.centre)) - 1.0).astype(np.float32)
         else:
-            action = self._command(obs, explore=True)
+            action = self._command(obs, self.acting)
         step = self.worlds.step(self.centre + self.half * action)
         self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
         self.progress += n
@@ -144,21 +143,16 @@ class TD3Fleet(Fleet):
         target = self._tapes["targets"]
         action = self.actor_net.forward(self.actor_target, batch.next_obs, target)
         noise = (self.config.smoothing * self.noise.normal(*action.shape[1:])).astype(np.float32)
-        smoothed = equations.smoothed_action(
-            torch.from_numpy(action), torch.from_numpy(noise), self.config.smoothing_clip
-        ).numpy()
+        smoothed = equations.smoothed_action(action, noise, self.config.smoothing_clip)
         twins = self._twins(self.critic_target)
         q_next = self.critic_net.forward(twins, self._pairs("next", batch.next_obs, smoothed), self._tapes["critic"])
-        y = equations.twin_target(
-            torch.from_numpy(batch.reward), torch.from_numpy(batch.terminated), torch.from_numpy(q_next[..., 0]), self.config.gamma
-        )
+        y = equations.twin_target(batch.reward, batch.terminated, q_next[..., 0], self.config.gamma)
         twins, tape = self._twins(self.critic), self._tapes["critic"]
-        q = leaf(self.critic_net.forward(twins, self._pairs("now", batch.obs, batch.action), tape))
-        loss = equations.twin_loss(q[..., 0], y)
-        (dq,) = differentiate(loss.sum(), q)
+        q = self.critic_net.forward(twins, self._pairs("now", batch.obs, batch.action), tape)
+        loss, slope = equations.twin_loss(q[..., 0], y)
         G = tape.buffer("G", self.critic.shape)
-        self.critic_net.backward(twins, tape, dq, G.reshape(K, 2, -1))
-        return loss.detach().numpy(), G
+        self.critic_net.backward(twins, tape, slope[..., None], G.reshape(K, 2, -1))
+        return loss, G
 
     def actor_gradient(self, batch: Batch) -> tuple[F32, F32]:
         """-mean Q1(s, mu(s)) (K,) and its gradient (K, d) on a batch."""

@@ -13,6 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from agents import FLEETS
 from agents.fleet import Fleet, Report
+from agents.policy_gradient import PolicyGradientConfig
+from agents.ppo import PPOConfig
 from agents.td3 import TD3Config
 from core.config import dashed, option, table
 from core.errors import Mistake
@@ -25,7 +27,7 @@ from envs import WorldConfig, make_worlds
 class RunConfig:
     """A run: who learns what, for how long, how it is judged."""
 
-    algorithm: str = option("td3", "How the agents learn.", choices=tuple(FLEETS))
+    algorithm: str = option("ppo", "How the agents learn.", choices=tuple(FLEETS))
     agents: int = option(1, "K: how many agents learn side by side.", low=1)
     seed: int = option(0, "The root of every random number of the run.", low=0)
     steps: int = option(100_000, "Environment steps of each agent after which the run ends.", low=1)
@@ -37,6 +39,8 @@ class RunConfig:
         1, "BLAS and torch threads of this process. Parties that share a machine each need one: more spin and wait.", low=1
     )
     world: WorldConfig = table(WorldConfig)
+    policy_gradient: PolicyGradientConfig = table(PolicyGradientConfig)
+    ppo: PPOConfig = table(PPOConfig)
     td3: TD3Config = table(TD3Config)
 
 

@@ -1,0 +1,229 @@
+"""Policy gradient for K agents: REINFORCE and GPOMDP on whole trajectories, and importance weights for SCSG.
+
+g = mean over all timesteps of the batch of grad log pi(a_t|s_t) A_t. No critic, no entropy, no clipping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from agents import equations
+from agents.adam import Adam
+from agents.fleet import Bools, Episode, Fleet, Report, Worlds
+from agents.networks import Tape
+from agents.policies import Policy
+from core.config import option
+from core.errors import Mistake
+from core.streams import Streams
+
+F32 = NDArray[np.float32]
+# Rows of a forward pass at a time: a chunk's activations stay in the cache, and memory does not grow with the fleet.
+_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig:
+    """Policy gradient on whole trajectories."""
+
+    hidden: tuple[int, ...] = option((16, 16), "Hidden layers of the policy.", low=1)
+    activation: str = option("relu", "Hidden activation.", choices=("relu", "tanh"))
+    tanh_logits: bool = option(False, "Pass the outputs of the policy through tanh, as FedPG's published settings do.")
+    learning_rate: float = option(1e-3, "Step size of Adam.", above=0)
+    gamma: float = option(0.999, "Discount.", low=0, high=1)
+    batch: int = option(16, "Trajectories per gradient.", low=1)
+    estimator: str = option(
+        "gpomdp",
+        "gpomdp: reward to go, whitened per trajectory; reinforce: whole return, whitened over the batch.",
+        choices=("gpomdp", "reinforce"),
+    )
+
+
+class Trajectories(NamedTuple):
+    """Whole episodes of every agent, one after the other: (K, L, ...), of which the first used[k] steps count."""
+
+    obs: F32
+    action: NDArray[Any]
+    reward: F32
+    last: Bools
+    used: NDArray[np.int64]
+    totals: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+
+class PolicyGradientFleet(Fleet):
+    """K policies. Part: ``policy``. Work is counted in batches of trajectories."""
+
+    ROWS = ("policy", "adam", "worlds", "acting", "progress")
+    unit = "batches"
+
+    def __init__(self, config: PolicyGradientConfig, worlds: Worlds, seeds: Sequence[int]) -> None:
+        if not worlds.horizon:
+            raise Mistake("policy gradient needs episodes that end: set world.horizon")
+        self.config, self.worlds, self.seeds = config, worlds, seeds
+        self.shape = Policy(
+            worlds.observation_space, worlds.action_space, config.hidden, config.activation, config.tanh_logits
+        )
+        self.policy = self.shape.initial(Streams(seeds, "policy"), gains=None)
+        self.adam = Adam(worlds.agents, self.shape.width)
+        self.acting = Streams(seeds, "acting", lanes=worlds.copies)
+        self.progress = np.zeros(worlds.agents, np.int64)
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self._tape = Tape()
+
+    @property
+    def parts(self) -> dict[str, F32]:
+        return {"policy": self.policy}
+
+    def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
+        return self.shape.to_world(self.shape.act(self.policy, obs, streams, np.ones(obs.shape[:2], np.bool_))[0])
+
+    def _train(self, work: int) -> Report:
+        report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
+        for _ in range(work):
+            with report.acting():
+                found = self.sample(self.policy, self.config.batch, report)
+            with report.learning():
+                self.adam.step(self.policy, -self.ascent(self.policy, found), self.config.learning_rate)
+            report.updates += 1
+        self.progress += work
+        report.metrics["trajectories"] = (self.progress * self.config.batch).astype(np.float64)
+        return report
+
+    def gradient(self, part: str) -> F32:
+        return self.ascent(self.policy, self.sample(self.policy, self.config.batch))
+
+    def sample(self, W: F32, batch: int, report: Report | None = None) -> Trajectories:
+        """``batch`` whole episodes of every agent, played by the policies ``W``, as many at a time as there are copies."""
+        copies = self.worlds.copies
+        waves = [self._wave(W, min(copies, batch - done)) for done in range(0, batch, copies)]
+        found = waves[0] if len(waves) == 1 else _joined(waves)
+        if report is not None:
+            report.steps += found.used
+            at = self.worlds.steps
+            for k, i in np.ndindex(found.totals.shape):
+                report.episodes.append(Episode(k, float(found.totals[k, i]), int(found.lengths[k, i]), int(at[k])))
+        return found
+
+    def _wave(self, W: F32, width: int) -> Trajectories:
+        """One episode in each of the first ``width`` copies; a copy that has finished stands still."""
+        worlds, (K, n) = self.worlds, (self.agents, self.worlds.copies)
+        obs = worlds.reset()
+        active = np.zeros((K, n), np.bool_)
+        active[:, :width] = True
+        lengths = np.zeros((K, n), np.int64)
+        totals = np.zeros((K, n))
+        action_shape = (K, n) if self.shape.discrete else (K, n, self.shape.size)
+        kept_obs = self._buffer("obs", (worlds.horizon, *obs.shape), np.float32)
+        kept_action = self._buffer("action", (worlds.horizon, *action_shape), np.int64 if self.shape.discrete else np.float32)
+        kept_reward = self._buffer("reward", (worlds.horizon, K, n), np.float32)
+        t = 0
+        while active.any():
+            action, _ = self.shape.act(W, obs, self.acting, active)
+            kept_obs[t], kept_action[t] = obs, action
+            step = worlds.step(self.shape.to_world(action), active)
+            kept_reward[t] = step.reward
+            _count(active, step.reward, step.terminated, step.truncated, totals, lengths)
+            obs = step.obs
+            t += 1
+        return _packed(kept_obs, kept_action, kept_reward, totals[:, :width], lengths[:, :width])
+
+    def ascent(self, W: F32, found: Trajectories, weight: F32 | None = None) -> F32:
+        """g (K, d): the mean over timesteps of weight * grad log pi A, at the policies ``W``."""
+        G = np.empty_like(W)
+        advantage = self.advantages(found)
+        scale = (np.arange(advantage.shape[1]) < found.used[:, None]) / found.used[:, None].astype(np.float32)
+        scale = scale.astype(np.float32) if weight is None else (scale * weight).astype(np.float32)
+        for rows, stretch in self._chunks(found):
+            said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
+            back = said.nothing()
+            said.log_prob_back(found.action[rows, stretch], scale[rows, stretch] * advantage[rows, stretch], back)
+            self.shape.backward(W[rows], self._tape, back, G[rows])
+        return G
+
+    def log_probs(self, W: F32, found: Trajectories) -> F32:
+        """log pi_W(a_t|s_t) of every step, (K, L): what importance weights are made of."""
+        out = np.zeros(found.reward.shape, np.float32)
+        for rows, stretch in self._chunks(found):
+            said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
+            out[rows, stretch] = said.log_prob(found.action[rows, stretch])
+        return out
+
+    def advantages(self, found: Trajectories) -> F32:
+        """A (K, L): whitened rewards to go, or whitened whole returns."""
+        returns = equations.discounted_returns(found.reward, found.last, self.config.gamma)
+        if self.config.estimator == "gpomdp":
+            return equations.whitened_rewards_to_go(returns, found.last, found.used)  # type: ignore[no-any-return]
+        return equations.whitened_whole_returns(returns, found.last, found.used)  # type: ignore[no-any-return]
+
+    def _chunks(self, found: Trajectories) -> Iterator[tuple[slice, slice]]:
+        """Groups of agents whose steps fit a pass; every pass sees an agent whole."""
+        length = found.reward.shape[1]
+        group = max(1, _CHUNK // max(length, 1))
+        for begin in range(0, self.agents, group):
+            rows = slice(begin, begin + group)
+            yield rows, slice(0, int(found.used[rows].max()))
+
+    def _buffer(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+        found = self._buffers.get(name)
+        if found is None or found.shape != shape:
+            found = self._buffers[name] = np.empty(shape, kind)
+        return found
+
+
+def _packed(obs: F32, action: NDArray[Any], reward: F32, totals: NDArray[np.float64], lengths: NDArray[np.int64]) -> Trajectories:
+    """Lockstep arrays (T, K, n, ...) to one episode after the other (K, L, ...)."""
+    used = lengths.sum(axis=1)
+    K, L = len(used), int(used.max())
+    flat = action.reshape(*action.shape[:3], -1)
+    packed_obs, packed_action = np.zeros((K, L, obs.shape[-1]), np.float32), np.zeros((K, L, flat.shape[-1]), action.dtype)
+    packed_reward, last = np.zeros((K, L), np.float32), np.ones((K, L), np.bool_)
+    _pack(obs, flat, reward, lengths, packed_obs, packed_action, packed_reward, last)
+    shaped = packed_action[..., 0] if action.ndim == 3 else packed_action
+    return Trajectories(packed_obs, shaped, packed_reward, last, used, totals, lengths)
+
+
+def _joined(waves: list[Trajectories]) -> Trajectories:
+    """The episodes of several waves behind one another."""
+    used = np.sum([wave.used for wave in waves], axis=0)
+    K, L = len(used), int(used.max())
+    first = waves[0]
+    obs, reward = np.zeros((K, L, first.obs.shape[-1]), np.float32), np.zeros((K, L), np.float32)
+    action, last = np.zeros((K, L, *first.action.shape[2:]), first.action.dtype), np.ones((K, L), np.bool_)
+    for k in range(K):
+        at = 0
+        for wave in waves:
+            mine, end = int(wave.used[k]), at + int(wave.used[k])
+            obs[k, at:end], action[k, at:end] = wave.obs[k, :mine], wave.action[k, :mine]
+            reward[k, at:end], last[k, at:end] = wave.reward[k, :mine], wave.last[k, :mine]
+            at = end
+    totals = np.concatenate([wave.totals for wave in waves], axis=1)
+    return Trajectories(obs, action, reward, last, used, totals, np.concatenate([w.lengths for w in waves], axis=1))
+
+
+@njit(cache=True)
+def _count(active, reward, terminated, truncated, totals, lengths):  # type: ignore[no-untyped-def]
+    for k in range(active.shape[0]):
+        for i in range(active.shape[1]):
+            if active[k, i]:
+                totals[k, i] += reward[k, i]
+                lengths[k, i] += 1
+                active[k, i] = not (terminated[k, i] or truncated[k, i])
+
+
+@njit(cache=True)
+def _pack(obs, action, reward, lengths, packed_obs, packed_action, packed_reward, last):  # type: ignore[no-untyped-def]
+    for k in range(lengths.shape[0]):
+        at = 0
+        for i in range(lengths.shape[1]):
+            for t in range(lengths[k, i]):
+                packed_obs[k, at] = obs[t, k, i]
+                packed_action[k, at] = action[t, k, i]
+                packed_reward[k, at] = reward[t, k, i]
+                last[k, at] = t == lengths[k, i] - 1
+                at += 1

@@ -1,0 +1,328 @@
+"""PPO (Schulman 2017) for K agents, each with a policy of its own and a value function that nobody else sees.
+
+An iteration is a rollout of T steps in every copy and some epochs over it. With neighbours linked, the loss also carries
+the KL between an agent's policy and frozen copies of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents import equations
+from agents.adam import Adam, norm_cut
+from agents.fleet import Bools, Fleet, Meter, Report, Worlds
+from agents.moments import Moments
+from agents.networks import MLP, Tape
+from agents.policies import Back, Outputs, Policy
+from core.config import option
+from core.errors import Mistake
+from core.streams import Streams
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO, every knob."""
+
+    hidden: tuple[int, ...] = option((64, 64), "Hidden layers of the policy and of the value function.", low=1)
+    activation: str = option("tanh", "Hidden activation.", choices=("relu", "tanh"))
+    rollout: int = option(128, "T: steps per copy and iteration.", low=1)
+    learning_rate: float = option(2.5e-4, "Step size of Adam.", above=0)
+    anneal_over: int = option(0, "Steps of an agent over which the step size falls linearly to 0; 0: constant.", low=0)
+    gamma: float = option(0.99, "Discount.", low=0, high=1)
+    gae: bool = option(True, "Generalised advantages; without, discounted returns minus the value (lambda = 1).")
+    gae_lambda: float = option(0.95, "Lambda of the generalised advantages.", low=0, high=1)
+    minibatches: int = option(4, "Updates per epoch.", low=1)
+    epochs: int = option(4, "Passes over a rollout.", low=1)
+    normalise_advantage: bool = option(True, "Give the advantages of a minibatch mean 0 and deviation 1.")
+    objective: str = option(
+        "clip", "clip: clipped surrogate; kl: surrogate minus beta KL(old || new), beta adapted.", choices=("clip", "kl")
+    )
+    clip: float = option(0.2, "Epsilon of the clipped surrogate, and of the clipped value loss.", above=0)
+    clip_value: bool = option(True, "Clip the change of the value as the surrogate clips that of the policy.")
+    entropy_coef: float = option(0.01, "Weight of the entropy bonus.", low=0)
+    value_coef: float = option(0.5, "Weight of the value loss.", low=0)
+    max_grad_norm: float = option(0.5, "Bound of the gradient's norm, policy and value together; 0: none.", low=0)
+    target_kl: float = option(
+        0.0, "objective kl: the KL that beta aims at. objective clip: no further epoch past 1.5 times it; 0: never stop.", low=0
+    )
+    beta: float = option(1.0, "objective kl: the first weight of KL(old || new).", above=0)
+    normalise_observations: bool = option(False, "Observations by their running mean and deviation, cut at 10.")
+    scale_rewards: bool = option(False, "Rewards by the running deviation of the discounted return, cut at 10.")
+    penalty: bool = option(False, "Pull an agent's policy towards its neighbours' (needs linked neighbours).")
+    penalty_coef: float = option(1.0, "Weight of the sum over neighbours j of C[k][j] KL_kj.", low=0)
+    penalty_direction: str = option(
+        "forward", "forward: KL(neighbour || own); reverse: KL(own || neighbour).", choices=("forward", "reverse")
+    )
+
+
+class Links(NamedTuple):
+    """Frozen policies (m, d), and for each agent which of them (K, J) weigh how much (K, J) in its loss."""
+
+    policies: F32
+    index: NDArray[np.int64]
+    weight: F32
+
+
+class Rollout(NamedTuple):
+    """T steps of every agent and copy, flattened to (K, B, ...) with B = T n."""
+
+    obs: F32
+    action: NDArray[Any]
+    outputs: F32
+    log_prob: F32
+    advantage: F32
+    target: F32
+    value: F32
+
+
+class PPOFleet(Fleet):
+    """K PPO learners. Parts: ``policy`` and ``value``. Work is counted in iterations."""
+
+    ROWS = (
+        "policy", "value", "policy_adam", "value_adam", "beta", "meter", "worlds", "acting", "shuffles", "progress",
+        "observations", "returns", "running",
+    )  # fmt: skip
+    unit = "iterations"
+
+    def __init__(self, config: PPOConfig, worlds: Worlds, seeds: Sequence[int]) -> None:
+        K, n = worlds.agents, worlds.copies
+        if config.rollout * n < config.minibatches:
+            raise Mistake(
+                f"'ppo.minibatches' ({config.minibatches}) is more than the {config.rollout * n} steps of a rollout "
+                "(ppo.rollout times world.copies)"
+            )
+        if config.objective == "kl" and config.target_kl == 0:
+            raise Mistake("'ppo.objective' = kl needs a 'ppo.target-kl' above 0, such as 0.01, for beta to aim at")
+        self.config, self.worlds, self.seeds = config, worlds, seeds
+        self.shape = Policy(worlds.observation_space, worlds.action_space, config.hidden, config.activation, squash=False)
+        self.value_net = MLP((worlds.observation_space.shape[0], *config.hidden, 1), config.activation)
+        self.policy = self.shape.initial(Streams(seeds, "policy"), gains=(2.0**0.5, 0.01))
+        self.value = self.value_net.initial(Streams(seeds, "value"), gains=(2.0**0.5, 1.0))
+        self.policy_adam = Adam(K, self.policy.shape[1], epsilon=1e-5)
+        self.value_adam = Adam(K, self.value.shape[1], epsilon=1e-5)
+        self.beta = np.full(K, config.beta, np.float32)
+        self.meter = Meter(K, n)
+        self.acting, self.shuffles = Streams(seeds, "acting", lanes=n), Streams(seeds, "shuffle")
+        self.progress = np.zeros(K, np.int64)
+        self.observations = Moments(K, worlds.observation_space.shape[0])
+        self.returns, self.running = Moments(K, 1), np.zeros((K, n))
+        self.links: Links | None = None
+        self._tapes = (Tape(), Tape())
+        self._gradients = (np.empty_like(self.policy), np.empty_like(self.value))
+
+    @property
+    def parts(self) -> dict[str, F32]:
+        return {"policy": self.policy, "value": self.value}
+
+    def take(self, rows: Any) -> PPOFleet:
+        part: PPOFleet = super().take(rows)
+        if self.links is not None:
+            part.links = Links(self.links.policies, self.links.index[rows], self.links.weight[rows])
+        part._tapes = (Tape(), Tape())
+        part._gradients = (np.empty_like(part.policy), np.empty_like(part.value))
+        return part
+
+    def link(self, policies: F32, matrix: F32) -> None:
+        """From now on agent k is pulled towards frozen ``policies`` (m, d) with weights ``matrix`` (K, m)."""
+        assert policies.shape == (matrix.shape[1], self.shape.width) and len(matrix) == self.agents, policies.shape
+        most = int((matrix > 0).sum(axis=1).max(initial=0))
+        index = np.argsort(-matrix, axis=1, kind="stable")[:, :most]
+        self.links = Links(policies.copy(), index, np.take_along_axis(matrix, index, axis=1).astype(np.float32))
+
+    def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
+        everyone = np.ones(obs.shape[:2], np.bool_)
+        return self.shape.to_world(self.shape.act(self.policy, self.seen(obs), streams, everyone)[0])
+
+    def seen(self, obs: F32) -> F32:
+        """Observations as the networks see them."""
+        if not self.config.normalise_observations:
+            return obs
+        moments = self.observations
+        scaled = (obs - moments.mean[:, None]) / moments.std[:, None]
+        return np.clip(scaled, -10.0, 10.0).astype(np.float32)
+
+    def _train(self, work: int) -> Report:
+        if self.config.penalty and self.links is None:
+            raise Mistake("'ppo.penalty' pulls towards linked agents, and this run links none")
+        report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
+        measured: dict[str, list[NDArray[Any]]] = {}
+        for _ in range(work):
+            with report.acting():
+                rollout = self.collect(report)
+            with report.learning():
+                for name, value in self.learn(rollout, report).items():
+                    measured.setdefault(name, []).append(value)
+            self.progress += 1
+        report.metrics = {name: np.mean(values, axis=0, dtype=np.float64) for name, values in measured.items()}
+        return report
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def collect(self, report: Report) -> Rollout:
+        """T steps in every copy, with values and advantages."""
+        worlds, (K, n), T = self.worlds, (self.agents, self.worlds.copies), self.config.rollout
+        everyone = np.ones((K, n), np.bool_)
+        width, size = worlds.obs.shape[-1], self.shape.size
+        obs, next_obs = np.empty((K, T, n, width), np.float32), np.empty((K, T, n, width), np.float32)
+        outputs, reward = np.empty((K, T, n, size), np.float32), np.empty((K, T, n), np.float32)
+        ends = np.empty((2, K, T, n), np.bool_)
+        action = np.empty((K, T, n), np.int64) if self.shape.discrete else np.empty((K, T, n, size), np.float32)
+        raw = np.empty_like(obs) if self.config.normalise_observations else obs
+        for t in range(T):
+            raw[:, t] = worlds.obs
+            seen = self.seen(worlds.obs)
+            obs[:, t] = seen
+            action[:, t], outputs[:, t] = self.shape.act(self.policy, seen, self.acting, everyone)
+            step = worlds.step(self.shape.to_world(action[:, t]))
+            next_obs[:, t], reward[:, t], ends[0, :, t], ends[1, :, t] = step.next_obs, step.reward, step.terminated, step.truncated
+            self.meter.add(step, worlds.steps, report)
+        report.steps += T * n
+        value, next_value = self._values(obs, next_obs, ends[1])
+        ended = ends[0] | ends[1]
+        if self.config.scale_rewards:
+            reward = self._scaled(reward, ended)
+        if self.config.normalise_observations:
+            self.observations.add(raw.reshape(K, -1, width))
+        lam = self.config.gae_lambda if self.config.gae else 1.0
+        advantage = equations.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
+        arrays = [x.reshape(K, T * n, *x.shape[3:]) for x in (obs, action, outputs, advantage, advantage + value, value)]
+        log_prob = self._said(arrays[2], self.policy).log_prob(arrays[1])
+        return Rollout(*arrays[:3], log_prob, *arrays[3:])
+
+    def _said(self, outputs: F32, policy: F32) -> Outputs:
+        """The distribution that these outputs of ``policy`` stand for."""
+        return self.shape.said(outputs, self.shape.split(policy)[1])
+
+    def _values(self, obs: F32, next_obs: F32, truncated: Bools) -> tuple[F32, F32]:
+        """V(s_t) and V(s'_t), (K, T, n): the successor's is the next step's, but where an episode was cut."""
+        K, T, n, width = obs.shape
+        value = self.value_net.forward(self.value, obs.reshape(K, -1, width))[..., 0].reshape(K, T, n)
+        last = self.value_net.forward(self.value, self.seen(next_obs[:, -1]))[..., 0]
+        next_value = np.concatenate([value[:, 1:], last[:, None]], axis=1)
+        for k in np.flatnonzero(truncated[:, :-1].any(axis=(1, 2))):
+            t, i = np.nonzero(truncated[k, :-1])
+            cut = self.take(slice(k, k + 1)).seen(next_obs[k, t, i][None])
+            next_value[k, t, i] = self.value_net.forward(self.value[k : k + 1], cut)[0, :, 0]
+        return value, next_value
+
+    def _scaled(self, reward: F32, ended: Bools) -> F32:
+        discounted = equations.running_returns(reward, ended, self.config.gamma, self.running)
+        self.returns.add(discounted.reshape(self.agents, -1, 1))
+        scaled = reward / self.returns.std[:, :, None].astype(np.float32)
+        return np.clip(scaled, np.float32(-10), np.float32(10))
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def learn(self, rollout: Rollout, report: Report) -> dict[str, NDArray[Any]]:
+        """Epochs of minibatches over a rollout; returns what was measured, per agent."""
+        config, (K, B) = self.config, rollout.value.shape
+        before = self.policy.copy() if config.objective == "kl" else self.policy
+        neighbours = self._neighbours(rollout.obs)
+        going = np.ones(K, np.bool_)
+        shares: dict[str, list[F32]] = {}
+        norms: list[F32] = []
+        edges = np.linspace(0, B, config.minibatches + 1).astype(int)
+        k = np.arange(K)[:, None]
+        for _ in range(config.epochs):
+            order = self.shuffles.permutation(B)
+            epoch = Rollout(*(array[k, order] for array in rollout))
+            theirs = None if neighbours is None else [outputs[k, order] for outputs in neighbours]
+            for begin, end in zip(edges, edges[1:], strict=False):
+                batch = Rollout(*(array[:, begin:end] for array in epoch))
+                near = None if theirs is None else [outputs[:, begin:end] for outputs in theirs]
+                for name, share in self._backward(batch, before, near).items():
+                    shares.setdefault(name, []).append(share)
+                norm, cut = norm_cut(config.max_grad_norm, *self._gradients)
+                self.policy_adam.step(self.policy, self._gradients[0], self._rate(), cut, going)
+                self.value_adam.step(self.value, self._gradients[1], self._rate(), cut, going)
+                report.updates += going
+                norms.append(norm)
+            if config.objective == "clip" and config.target_kl > 0:
+                going &= _mean(shares["approx-kl"][-config.minibatches :]) <= 1.5 * config.target_kl
+                if not going.any():
+                    break
+        measured = {name: _mean(parts) for name, parts in shares.items()}
+        if config.objective == "kl":
+            old = self._said(rollout.outputs, before)
+            measured["kl"] = old.kl(self.shape.outputs(self.policy, rollout.obs)).mean(-1)
+            self.beta[...] = equations.adapted_beta(self.beta, measured["kl"], config.target_kl)
+            measured["beta"] = self.beta.copy()
+        measured["gradient-norm"] = np.mean(norms, axis=0)
+        measured["explained-variance"] = equations.explained_variance(rollout.value, rollout.target)
+        return measured
+
+    def _rate(self) -> float:
+        """The step size of this iteration."""
+        if not self.config.anneal_over:
+            return self.config.learning_rate
+        done = float(self.progress[0]) * self.config.rollout * self.worlds.copies
+        return self.config.learning_rate * max(0.0, 1.0 - done / self.config.anneal_over)
+
+    def _backward(self, batch: Rollout, before: F32, near: list[F32] | None) -> dict[str, F32]:
+        """The gradient of the loss on a minibatch, into the two gradient matrices; returns the shares per sample (K, b)."""
+        config, b = self.config, np.float32(batch.value.shape[1])
+        now = self.shape.outputs(self.policy, batch.obs, self._tapes[0])
+        back = now.nothing()
+        log_ratio = now.log_prob(batch.action) - batch.log_prob
+        advantage = equations.standardised(batch.advantage) if config.normalise_advantage else batch.advantage
+        if config.objective == "clip":
+            policy_loss, slope = equations.clipped_surrogate(log_ratio, advantage, config.clip)
+        else:
+            policy_loss, slope = equations.surrogate(log_ratio, advantage)
+            old, beta = self._said(batch.outputs, before), self.beta[:, None]
+            policy_loss += beta * old.kl(now)
+            old.kl_back_other(now, np.broadcast_to(beta / b, policy_loss.shape), back)
+        now.log_prob_back(batch.action, slope / b, back)
+        entropy = now.entropy()
+        now.entropy_back(entropy, np.full_like(entropy, -config.entropy_coef / b), back)
+        shares = {"policy-loss": policy_loss, "entropy": entropy}
+        if near is not None:
+            shares["penalty"] = self._penalty(now, near, back)
+        self.shape.backward(self.policy, self._tapes[0], back, self._gradients[0])
+        value = self.value_net.forward(self.value, batch.obs, self._tapes[1])[..., 0]
+        if config.clip_value:
+            value_loss, slope = equations.clipped_value_loss(value, batch.value, batch.target, config.clip)
+        else:
+            value_loss, slope = equations.value_loss(value, batch.target)
+        dv = slope[..., None] * (np.float32(config.value_coef) / b)
+        self.value_net.backward(self.value, self._tapes[1], dv, self._gradients[1])
+        clipped = (np.abs(np.expm1(log_ratio)) > config.clip).astype(np.float32)
+        return shares | {
+            "value-loss": value_loss, "approx-kl": equations.approximate_kl(log_ratio), "clip-fraction": clipped,
+        }  # fmt: skip
+
+    def _neighbours(self, obs: F32) -> list[F32] | None:
+        """What the neighbours put out on every state of the rollout: once per iteration, not per minibatch."""
+        if not self.config.penalty or self.links is None:
+            return None
+        nets, _ = self.shape.split(self.links.policies)
+        return [self.shape.net.forward(nets[index], obs) for index in self.links.index.T]
+
+    def _penalty(self, now: Outputs, near: list[F32], back: Back) -> F32:
+        """sum_j C[k][j] KL_kj on every state, (K, b); its derivative by the agent's own outputs goes into ``back``."""
+        assert self.links is not None
+        total = np.zeros(now.values.shape[:2], np.float32)
+        scale = self.config.penalty_coef / total.shape[1]
+        for index, weight, outputs in zip(self.links.index.T, self.links.weight.T, near, strict=True):
+            other = self._said(outputs, self.links.policies[index])
+            d = np.broadcast_to((scale * weight[:, None]).astype(np.float32), total.shape)
+            if self.config.penalty_direction == "forward":
+                kl = other.kl(now)
+                other.kl_back_other(now, d, back)
+            else:
+                kl = now.kl(other)
+                now.kl_back(other, kl, d, back)
+            total += weight[:, None] * kl
+        return total
+
+
+def _mean(parts: list[F32]) -> NDArray[Any]:
+    """The mean over all samples of all minibatches, (K,)."""
+    return np.concatenate(parts, axis=-1).mean(-1)
