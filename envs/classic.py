@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from core.streams import Streams, uniform01
 from envs.dynamics import Dynamics, Quantity
-from envs.worlds import Bools, F32, Step, WorldConfig, Worlds
+from envs.worlds import F32, Bools, Step, WorldConfig, Worlds, draw_in_memory
 
 _X_LIMIT = 2.4
 _THETA_LIMIT = 12 * 2 * np.pi / 360
@@ -26,7 +26,13 @@ _TINY = 1e-6
 @njit(cache=True)
 def _cartpole(state, clock, physics, keys, counts, active, actions, horizon, obs, next_obs, reward, ends):  # type: ignore[no-untyped-def]
     for k in range(state.shape[0]):
-        gravity, cart, pole, length, force_mag = physics[k, 0], physics[k, 1], physics[k, 2], physics[k, 3], physics[k, 4]
+        gravity, cart, pole, length, force_mag = (
+            physics[k, 0],
+            physics[k, 1],
+            physics[k, 2],
+            physics[k, 3],
+            physics[k, 4],
+        )
         total = pole + cart
         moment = pole * length
         for i in range(state.shape[1]):
@@ -131,21 +137,25 @@ class Classic(Worlds):
     _begin: ClassVar[Any]
     _attributes: ClassVar[tuple[str, ...]]
 
-    def __init__(self, config: WorldConfig, seeds: Sequence[int], numbers: Sequence[int]) -> None:
+    def __init__(
+        self, config: WorldConfig, seeds: Sequence[int], numbers: Sequence[int], purpose: str = "world"
+    ) -> None:
         self.config, self.agents, self.copies = config, len(seeds), config.copies
         spec = gymnasium.spec(config.id)
         self.horizon = config.horizon or spec.max_episode_steps or 0
         with gymnasium.make(config.id) as one:
             assert isinstance(one.observation_space, spaces.Box)
             self.observation_space, self.action_space = one.observation_space, one.action_space
+            self.fps = int(one.metadata["render_fps"])
         self.dynamics = Dynamics(self.QUANTITIES, config.physics, seeds, numbers)
-        self.streams = Streams(seeds, "world", lanes=self.copies)
+        self.streams = Streams(seeds, purpose, lanes=self.copies)
         self.state_: NDArray[np.float64] = np.zeros((self.agents, self.copies, self.WIDTH))
         self.clock = np.zeros((self.agents, self.copies), dtype=np.int64)
         self.steps = np.zeros(self.agents, dtype=np.int64)
         self.obs: F32 = np.zeros((self.agents, self.copies, self.observation_space.shape[0]), dtype=np.float32)
         self._everyone = np.ones((self.agents, self.copies), dtype=np.bool_)
         self._physics = self.dynamics.at(self.steps)
+        self._camera: gymnasium.Env[Any, Any] | None = None
         self.reset()
 
     @property
@@ -163,7 +173,11 @@ class Classic(Worlds):
 
     def step(self, actions: NDArray[Any], active: Bools | None = None) -> Step:
         if active is None:
-            obs, next_obs, reward = np.empty_like(self.obs), np.empty_like(self.obs), np.empty(self.clock.shape, np.float32)
+            obs, next_obs, reward = (
+                np.empty_like(self.obs),
+                np.empty_like(self.obs),
+                np.empty(self.clock.shape, np.float32),
+            )
             ends = np.empty((2, *self.clock.shape), np.bool_)
             physics = self.physics
             active = self._everyone
@@ -187,13 +201,20 @@ class Classic(Worlds):
         return part
 
     def render(self, agent: int = 0, copy: int = 0) -> NDArray[np.uint8]:
-        with gymnasium.make(self.config.id, render_mode="rgb_array", disable_env_checker=True) as env:
-            env.reset()
-            bare: Any = env.unwrapped
-            bare.state = self.state_[agent, copy].copy()
-            for name, value in zip(self._attributes, self.physics[agent], strict=True):
-                setattr(bare, name, float(value))
-            return np.asarray(env.render(), dtype=np.uint8)
+        if self._camera is None:
+            draw_in_memory()
+            self._camera = gymnasium.make(self.config.id, render_mode="rgb_array", disable_env_checker=True)
+            self._camera.reset()
+        bare: Any = self._camera.unwrapped
+        bare.state = self.state_[agent, copy].copy()
+        for name, value in zip(self._attributes, self.physics[agent], strict=True):
+            setattr(bare, name, float(value))
+        return np.asarray(self._camera.render(), dtype=np.uint8)
+
+    def close(self) -> None:
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
 
 
 class CartPole(Classic):

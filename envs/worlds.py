@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from core.config import option
-from core.errors import Mistake
 from core.rows import Rows
 
 F32 = NDArray[np.float32]
@@ -22,7 +21,9 @@ Bools = NDArray[np.bool_]
 class WorldConfig:
     """Which world, and how it differs from agent to agent and over time."""
 
-    id: str = option("CartPole-v1", "Any Gymnasium id; CartPole-v1, Pendulum-v1 and BipedalWalker-v3 have chosen physics.")
+    id: str = option(
+        "CartPole-v1", "Any Gymnasium id; CartPole-v1, Pendulum-v1 and BipedalWalker-v3 have chosen physics."
+    )
     copies: int = option(1, "How many copies of its world each agent steps side by side.", low=1)
     horizon: int = option(0, "Steps after which an episode is truncated; 0 is the world's own limit.", low=0)
     physics: dict[str, Any] = option(
@@ -30,7 +31,15 @@ class WorldConfig:
     )
     obstacles: dict[str, Any] = option({}, "BipedalWalker-v3 only: kinds, frequency and sizes (see docs/worlds.md).")
     options: dict[str, Any] = option({}, "Passed to gymnasium.make as they are.")
-    workers: int = option(0, "Processes that step the world; 0 steps it here. Pays for slow simulators and many copies.", low=0)
+    workers: int = option(
+        0, "Processes that step the world, at most one per copy; 0 steps it here. Pays for slow simulators.", low=0
+    )
+
+
+def draw_in_memory() -> None:
+    """Pictures need neither a screen nor a loudspeaker: do not let pygame look for them and complain."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 
 
 class Step(NamedTuple):
@@ -50,9 +59,9 @@ class Step(NamedTuple):
 class Worlds(Rows):
     """K agents x n copies of one kind of world.
 
-    Copies that are not ``active`` stay as they are, draw nothing and return zeros. ``steps`` counts an agent's own steps
-    over all its copies and drives whatever changes in its world, so that a resume goes on where it was. A simulator
-    whose state cannot be saved ends its episodes when ``state()`` is called, in the run that goes on as well.
+    Copies that are not ``active`` stay as they are, draw nothing and return zeros. ``steps`` counts an agent's own
+    steps over all its copies and drives whatever changes in its world, so that a resume goes on where it was. A
+    simulator whose state cannot be saved ends its episodes when ``state()`` is called, in the run that goes on as well.
     """
 
     agents: int
@@ -62,6 +71,8 @@ class Worlds(Rows):
     action_space: spaces.Space[Any]
     obs: F32
     steps: NDArray[np.int64]
+    fps: int = 30
+    """Pictures per second of a recording that runs as fast as the world."""
 
     def reset(self) -> F32:
         """Begin a new episode in every copy."""
@@ -77,10 +88,3 @@ class Worlds(Rows):
 
     def close(self) -> None:
         """Let go of processes and windows."""
-
-
-def spread(kind: str, agents: int, values: Sequence[Any]) -> Sequence[Any]:
-    """A list given per agent must have a value for each."""
-    if len(values) < agents:
-        raise Mistake(f"'{kind}' lists {len(values)} values for {agents} agents; give one per agent")
-    return values
