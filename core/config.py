@@ -6,6 +6,7 @@ written with dashes (``learning-rate``); an unknown key or a value out of range 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -88,9 +89,9 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
             parts = [parts]
         try:
             whole = tuple(int(p) for p in parts)
-            if any(float(p) != int(p) for p in parts):
+            if isinstance(parts, Mapping) or any(isinstance(p, bool) or float(p) != int(p) for p in parts):
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Mistake(f"'{full}' is a list of whole numbers such as 64,64, not {value!r}") from None
         return whole
     if wanted == dict[str, Any]:
@@ -106,7 +107,8 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
         return value.lower() == "true"
     if wanted in (int, float) and isinstance(value, str):
         try:
-            value = float(value)
+            # a long seed does not fit a float
+            value = int(value) if wanted is int and value.strip().lstrip("+-").isdecimal() else float(value)
         except ValueError:
             raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}") from None
     if wanted is int and isinstance(value, float) and math.isfinite(value) and value == int(value):
@@ -159,13 +161,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise Mistake(f"'{key}' goes into '{name}', which already is the value {inner!r}")
             here = inner
+        if last in here:
+            raise Mistake(f"'{key}' is given as a value and as a table")
         here[last] = value
     return nested
 
 
 def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
     """A table with ``key=value`` texts put into it (dots go into tables)."""
-    merged = json.loads(json.dumps(values))
+    merged = copy.deepcopy(dict(values))
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
@@ -177,7 +181,7 @@ def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
             if not isinstance(here, dict):
                 raise Mistake(f"'{key}' goes into '{name}', which is a value and not a table")
         here[last] = _literal(value.strip())
-    return merged  # type: ignore[no-any-return]
+    return merged
 
 
 def _literal(text: str) -> Any:

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import Failure

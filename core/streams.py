@@ -76,7 +76,9 @@ class Streams(Rows):
     def uniform(self, *shape: int) -> NDArray[np.float64]:
         """Numbers in [0, 1): one array of ``shape`` per stream."""
         out = np.empty((*self.keys.shape, *shape))
-        _fill(self.keys.reshape(-1), self.counts.reshape(-1), out.reshape(self.keys.size, -1))
+        counts = self.counts.reshape(-1)
+        _fill(self.keys.reshape(-1), counts, out.reshape(self.keys.size, math.prod(shape)))
+        self.counts[...] = counts.reshape(self.counts.shape)  # a strided part of a batch was copied by reshape
         return out
 
     def normal(self, *shape: int) -> NDArray[np.float64]:
@@ -89,9 +91,12 @@ class Streams(Rows):
         return both[..., :size].reshape(*self.keys.shape, *shape)
 
     def integers(self, high: NDArray[np.int64] | int, *shape: int) -> NDArray[np.int64]:
-        """Whole numbers in [0, high); ``high`` may differ per agent."""
-        bound = np.asarray(high).reshape(np.shape(high) + (1,) * len(shape))
-        return (self.uniform(*shape) * bound).astype(np.int64)
+        """Whole numbers in [0, high); ``high`` may differ per agent, or per agent and lane."""
+        bound = np.asarray(high)
+        if bound.ndim:
+            bound = bound.reshape(bound.shape + (1,) * (self.keys.ndim + len(shape) - bound.ndim))
+        drawn: NDArray[np.int64] = (self.uniform(*shape) * bound).astype(np.int64)
+        return drawn
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A random order of range(n) per stream."""

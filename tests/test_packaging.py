@@ -1,0 +1,107 @@
+"""The project file, the constraints and the Makefile say the same, and what they say holds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+def direct() -> list[str]:
+    extras: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+    found: list[str] = PROJECT["project"]["dependencies"] + PROJECT["build-system"]["requires"]
+    return found + [requirement for extra in extras.values() for requirement in extra]
+
+
+def closure(texts: list[str]) -> Iterator[Requirement]:
+    """These requirements and, as far as they are installed, what they require in turn."""
+    waiting, seen = [Requirement(text) for text in texts], set[str]()
+    while waiting:
+        requirement = waiting.pop()
+        if str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        yield requirement
+        try:
+            inner = map(Requirement, metadata.requires(requirement.name) or [])
+        except metadata.PackageNotFoundError:
+            continue
+        for one in inner:
+            if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in {"", *requirement.extras}):
+                waiting.append(one)
+
+
+def test_constraints_pin_every_dependency_within_its_range() -> None:
+    for requirement in closure(direct()):
+        name = canonicalize_name(requirement.name)
+        assert name in PINS, f"{name} is not in constraints.txt; run make lock"
+        assert requirement.specifier.contains(PINS[name], prereleases=True), f"{requirement} refuses {PINS[name]}"
+
+
+def test_constraints_name_versions_and_nothing_else() -> None:
+    """No index, no address, and no local version such as +cpu, which only some indexes have."""
+    for name, version in PINS.items():
+        assert name == canonicalize_name(name)
+        assert Version(version).local is None
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert not [line for line in lines if line.startswith("-") or "://" in line or " @ " in line]
+    assert PINS["torch"] == "2.13.0"
+    assert PINS["flwr"] == "1.34.0"
+
+
+def test_every_folder_of_ours_is_packaged_and_typed() -> None:
+    aside = {"tests", "benchmarks", "docs", "docker"}
+    found = {path.parent.name for path in ROOT.glob("[a-z]*/__init__.py")} - aside
+    assert set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == found
+    assert set(PROJECT["tool"]["mypy"]["packages"]) == found
+
+
+def test_version_pins_of_tools_agree() -> None:
+    for text in (*PROJECT["project"]["optional-dependencies"]["dev"], *PROJECT["build-system"]["requires"]):
+        pinned = re.fullmatch(r"([a-z-]+)==([\d.]+)", text)
+        if pinned:
+            assert PINS[pinned[1]] == pinned[2]
+
+
+@pytest.fixture
+def makefile(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_make_alone_lists_every_target(makefile: Path) -> None:
+    said = make(makefile).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert all(f"make {target} " in said for target in phony[1].split())
+
+
+def test_make_refuses_an_old_python_in_a_sentence(makefile: Path) -> None:
+    old = makefile / "old-python"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what a Python older than 3.11 answers to the question
+    old.chmod(0o755)
+    done = make(makefile, ".venv/python", f"PYTHON={old}")
+    assert done.returncode
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert not (makefile / ".venv").exists()
