@@ -32,7 +32,8 @@ def resolved(requirements: list[str], env: dict[str, str]) -> dict[str, str]:
         subprocess.run([*pip, "--report", str(report), *requirements], check=True, env=env)
         found = json.loads(report.read_text())["install"]
     return {
-        re.sub(r"[-_.]+", "-", one["metadata"]["name"]).lower(): one["metadata"]["version"].split("+")[0] for one in found
+        re.sub(r"[-_.]+", "-", one["metadata"]["name"]).lower(): one["metadata"]["version"].split("+")[0]
+        for one in found
     }
 
 
