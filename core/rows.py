@@ -1,7 +1,7 @@
 """State with one row per agent: what a resume needs, and how a part of a fleet is a fleet.
 
-Everything that changes while agents learn is an array whose first axis is the agent. A class names those arrays (and the
-members that hold more of them) once, in ``ROWS``; saving, loading, and working on some of the agents follow from that.
+Everything that changes while agents learn is an array whose first axis is the agent. A class names those arrays (and
+the members that hold more of them) once, in ``ROWS``; saving, loading and working on some agents follow from that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Randomness as a pure function of (run seed, agent, purpose, lane, count).
 
-A stream is a key and a count of what was drawn: SplitMix64 at ``key + count * GOLDEN``. So a stream belongs to one agent,
-does not depend on which agents share a process, is saved as one integer, and is drawn for a whole fleet in one call.
+A stream is a key and a count of what was drawn: SplitMix64 at ``key + count * GOLDEN``. So a stream belongs to one
+agent, does not depend on which agents share a process, is saved as one integer, and is drawn for a whole fleet in one
+call.
 """
 
 from __future__ import annotations

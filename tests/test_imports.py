@@ -36,9 +36,8 @@ def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # Relative: leaves its own folder when it has as many dots as the module has packages above it, and one more.
-            depth = len(package.split("."))
-            if node.level > depth:
+            # One dot is the module's own package; more dots than packages above it leave the folder.
+            if node.level > len(package.split(".")):
                 yield node.lineno, "(a relative import that leaves its folder)"
             elif not node.level:
                 yield node.lineno, (node.module or "").split(".")[0]
