@@ -6,7 +6,6 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
-BENCH ?= $(wildcard benchmarks/[a-z]*.py)
 
 # Nothing of ours or of Flower's calls home, and nothing is installed behind the user's back at run time.
 export FLWR_TELEMETRY_ENABLED := 0
@@ -48,9 +47,8 @@ format: .venv/dev ## Mend what lint can mend by itself
 types: .venv/dev ## Check types
 	$(BIN)/mypy
 
-bench: .venv/bench ## Measure the speed, beside Stable-Baselines3 (one: make bench BENCH=benchmarks/NAME.py)
-	@test -n "$(BENCH)" || { echo "benchmarks/ holds no benchmark" >&2; exit 1; }
-	for file in $(BENCH); do echo "== $$file"; $(ONE_THREAD) $(BIN)/python "$$file"; done
+bench: .venv/bench ## Measure the speed, beside Stable-Baselines3 (python -m benchmarks.NAME runs one)
+	$(BIN)/python -m benchmarks
 
 lock: .venv/dev ## Resolve every dependency anew and write constraints.txt
 	$(BIN)/python .ci/lock.py
