@@ -47,6 +47,7 @@ def categorical_log_prob(logits, action):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_log_prob_back(logits, action, d, dlogits):  # type: ignore[no-untyped-def]
     """d log pi(a|s) / d z_j = [j = a] - p_j."""
+    assert logits.shape == dlogits.shape and logits.shape[:2] == action.shape == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             z, norm = logits[k, i], _log_normaliser(logits[k, i])
@@ -70,6 +71,7 @@ def categorical_entropy(logits):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_entropy_back(logits, entropy, d, dlogits):  # type: ignore[no-untyped-def]
     """d H / d z_j = -p_j (log p_j + H)."""
+    assert logits.shape == dlogits.shape and logits.shape[:2] == entropy.shape == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             z, norm = logits[k, i], _log_normaliser(logits[k, i])
@@ -94,6 +96,7 @@ def categorical_kl(p, q):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_kl_back_p(p, q, kl, d, dp):  # type: ignore[no-untyped-def]
     """d KL(p || q) / d z^p_j = p_j (log p_j - log q_j - KL)."""
+    assert p.shape == q.shape == dp.shape and p.shape[:2] == kl.shape == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             np_, nq = _log_normaliser(p[k, i]), _log_normaliser(q[k, i])
@@ -105,6 +108,7 @@ def categorical_kl_back_p(p, q, kl, d, dp):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_kl_back_q(p, q, d, dq):  # type: ignore[no-untyped-def]
     """d KL(p || q) / d z^q_j = q_j - p_j."""
+    assert p.shape == q.shape == dq.shape and p.shape[:2] == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             np_, nq = _log_normaliser(p[k, i]), _log_normaliser(q[k, i])
@@ -118,7 +122,7 @@ def categorical_kl_back_q(p, q, d, dq):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_log_prob(mean, log_std, action):  # type: ignore[no-untyped-def]
     """log N(x; m, s) = sum_j -(x_j - m_j)^2 / 2 s_j^2 - log s_j - log(2 pi) / 2.   -> (K, b)"""
-    assert mean.shape == action.shape
+    assert mean.shape == action.shape and log_std.shape == (mean.shape[0], mean.shape[2])
     out = np.zeros(mean.shape[:2], np.float32)
     for k in range(mean.shape[0]):
         for i in range(mean.shape[1]):
@@ -133,6 +137,8 @@ def gaussian_log_prob(mean, log_std, action):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_log_prob_back(mean, log_std, action, d, dmean, dlog_std):  # type: ignore[no-untyped-def]
     """d log N / d m_j = (x_j - m_j) / s_j^2;  d log N / d log s_j = (x_j - m_j)^2 / s_j^2 - 1."""
+    assert mean.shape == action.shape == dmean.shape and mean.shape[:2] == d.shape
+    assert log_std.shape == dlog_std.shape == (mean.shape[0], mean.shape[2])
     for k in range(mean.shape[0]):
         for i in range(mean.shape[1]):
             for j in range(mean.shape[2]):
@@ -145,6 +151,7 @@ def gaussian_log_prob_back(mean, log_std, action, d, dmean, dlog_std):  # type: 
 @njit(cache=True)
 def gaussian_entropy(mean, log_std):  # type: ignore[no-untyped-def]
     """H = sum_j log s_j + (1 + log 2 pi) / 2.   -> (K, b): the same for every state"""
+    assert log_std.shape == (mean.shape[0], mean.shape[2])
     out = np.zeros(mean.shape[:2], np.float32)
     for k in range(mean.shape[0]):
         out[k, :] = np.sum(log_std[k]) + mean.shape[2] * (0.5 + _HALF_LOG_2PI)
@@ -154,6 +161,7 @@ def gaussian_entropy(mean, log_std):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_entropy_back(d, dlog_std):  # type: ignore[no-untyped-def]
     """d H / d log s_j = 1."""
+    assert len(d) == len(dlog_std)
     for k in range(d.shape[0]):
         dlog_std[k, :] += np.sum(d[k])
 
@@ -161,7 +169,7 @@ def gaussian_entropy_back(d, dlog_std):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_kl(mp, lp, mq, lq):  # type: ignore[no-untyped-def]
     """KL(p || q) = sum_j log(sq/sp) + (sp^2 + (mp - mq)^2) / 2 sq^2 - 1/2.   -> (K, b)"""
-    assert mp.shape == mq.shape
+    assert mp.shape == mq.shape and lp.shape == lq.shape == (mp.shape[0], mp.shape[2])
     out = np.zeros(mp.shape[:2], np.float32)
     for k in range(mp.shape[0]):
         for i in range(mp.shape[1]):
@@ -176,6 +184,8 @@ def gaussian_kl(mp, lp, mq, lq):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_kl_back_p(mp, lp, mq, lq, d, dmp, dlp):  # type: ignore[no-untyped-def]
     """d KL / d mp_j = (mp_j - mq_j) / sq_j^2;  d KL / d log sp_j = sp_j^2 / sq_j^2 - 1."""
+    assert mp.shape == mq.shape == dmp.shape and mp.shape[:2] == d.shape
+    assert lp.shape == lq.shape == dlp.shape == (mp.shape[0], mp.shape[2])
     for k in range(mp.shape[0]):
         for i in range(mp.shape[1]):
             for j in range(mp.shape[2]):
@@ -186,6 +196,8 @@ def gaussian_kl_back_p(mp, lp, mq, lq, d, dmp, dlp):  # type: ignore[no-untyped-
 @njit(cache=True)
 def gaussian_kl_back_q(mp, lp, mq, lq, d, dmq, dlq):  # type: ignore[no-untyped-def]
     """d KL / d mq_j = (mq_j - mp_j) / sq_j^2;  d KL / d log sq_j = 1 - (sp_j^2 + (mp_j - mq_j)^2) / sq_j^2."""
+    assert mp.shape == mq.shape == dmq.shape and mp.shape[:2] == d.shape
+    assert lp.shape == lq.shape == dlq.shape == (mp.shape[0], mp.shape[2])
     for k in range(mp.shape[0]):
         for i in range(mp.shape[1]):
             for j in range(mp.shape[2]):
@@ -217,6 +229,7 @@ def whitened_rewards_to_go(returns, last, used):  # type: ignore[no-untyped-def]
 
     (K, L), of which the first used[k] count and a trajectory ends at each ``last`` -> (K, L)
     """
+    assert returns.shape == last.shape and used.shape == (len(returns),)
     out = np.zeros(returns.shape, np.float32)
     for k in range(returns.shape[0]):
         begin = 0
@@ -224,8 +237,9 @@ def whitened_rewards_to_go(returns, last, used):  # type: ignore[no-untyped-def]
             if last[k, t]:
                 one = returns[k, begin : t + 1]
                 mean, std = one.mean(), one.std()
+                # Equal returns say nothing; what rounding leaves of their deviation would make each step worth 1.
                 for s in range(begin, t + 1):
-                    out[k, s] = (returns[k, s] - mean) / (std + 1e-20)
+                    out[k, s] = (returns[k, s] - mean) / (std + 1e-20) if std > 1e-12 * abs(mean) else 0.0
                 begin = t + 1
     return out
 
@@ -233,6 +247,7 @@ def whitened_rewards_to_go(returns, last, used):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def whitened_whole_returns(returns, last, used):  # type: ignore[no-untyped-def]
     """REINFORCE: every step of a trajectory carries R_0, whitened over the batch's trajectories.   (K, L) -> (K, L)"""
+    assert returns.shape == last.shape and used.shape == (len(returns),)
     out = np.zeros(returns.shape, np.float32)
     for k in range(returns.shape[0]):
         whole = np.array([returns[k, t] for t in range(used[k]) if t == 0 or last[k, t - 1]])
@@ -268,6 +283,7 @@ def gae(reward, value, next_value, terminated, ended, gamma, lam):  # type: igno
 @njit(cache=True)
 def running_returns(reward, ended, gamma, running):  # type: ignore[no-untyped-def]
     """G_t = r_t + gamma G_{t-1} within an episode; ``running`` (K, n) carries it from rollout to rollout."""
+    assert reward.shape == ended.shape and running.shape == (reward.shape[0], reward.shape[2])
     out = np.empty(reward.shape, np.float64)
     for k in range(reward.shape[0]):
         for t in range(reward.shape[1]):
@@ -284,7 +300,7 @@ def standardised(x):  # type: ignore[no-untyped-def]
     """(x - mean) / (std + 1e-8) over the last axis, sample deviation.   (K, b) -> (K, b)"""
     out = np.empty(x.shape, np.float32)
     for k in range(x.shape[0]):
-        mean = x[k].mean()
+        mean = x[k].astype(np.float64).mean()
         square = 0.0
         for i in range(x.shape[1]):
             square += (x[k, i] - mean) ** 2
@@ -329,7 +345,8 @@ def clipped_surrogate(log_ratio, advantage, epsilon):  # type: ignore[no-untyped
     loss, slope = np.empty(log_ratio.shape, np.float32), np.empty(log_ratio.shape, np.float32)
     for k in range(loss.shape[0]):
         for i in range(loss.shape[1]):
-            rho, A = math.exp(log_ratio[k, i]), advantage[k, i]
+            # In float64 throughout: inside the clip the two products must be equal to the last bit.
+            rho, A = math.exp(np.float64(log_ratio[k, i])), np.float64(advantage[k, i])
             clipped = min(max(rho, 1.0 - epsilon), 1.0 + epsilon)
             loss[k, i] = -min(rho * A, clipped * A)
             slope[k, i] = -rho * A if rho * A <= clipped * A else 0.0
@@ -398,7 +415,7 @@ def smoothed_action(action: F32, noise: F32, limit: float) -> F32:
 @njit(cache=True)
 def twin_target(reward, terminated, q_next, gamma):  # type: ignore[no-untyped-def]
     """y = r + gamma (1 - terminated) min(Q1', Q2'); truncation bootstraps.   (K, b), (K, b), (K, 2, b) -> (K, b)"""
-    assert q_next.shape[1] == 2 and q_next.shape[2] == reward.shape[1]
+    assert q_next.shape == (reward.shape[0], 2, reward.shape[1]) and reward.shape == terminated.shape
     y = np.empty(reward.shape, np.float32)
     for k in range(y.shape[0]):
         for i in range(y.shape[1]):
@@ -410,7 +427,7 @@ def twin_target(reward, terminated, q_next, gamma):  # type: ignore[no-untyped-d
 @njit(cache=True)
 def twin_loss(q, y):  # type: ignore[no-untyped-def]
     """L = mean_b (Q1 - y)^2 + mean_b (Q2 - y)^2.   (K, 2, b), (K, b) -> L (K,), dL / dQ (K, 2, b)"""
-    assert q.shape[1] == 2 and q.shape[2] == y.shape[1]
+    assert q.shape == (y.shape[0], 2, y.shape[1])
     loss, slope, b = np.zeros(len(y), np.float32), np.empty(q.shape, np.float32), y.shape[1]
     for k in range(q.shape[0]):
         for j in range(2):
