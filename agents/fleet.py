@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -127,6 +127,19 @@ class Fleet(Rows):
     def parts(self) -> dict[str, F32]:
         """The weight matrix (K, d) of each part."""
         raise NotImplementedError
+
+    @property
+    def learned(self) -> dict[str, NDArray[Any]]:
+        """All that acting needs, a row per agent: what a run leaves for others to use."""
+        return dict(self.parts)
+
+    def load_learned(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what a fleet of the same shape has learned."""
+        for name, mine in self.learned.items():
+            if name not in arrays or arrays[name].shape != mine.shape:
+                found = list(arrays[name].shape) if name in arrays else "missing"
+                raise Mistake(f"'{name}' of the weights is {found}, this fleet needs {list(mine.shape)}")
+            mine[...] = arrays[name]
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
         """Actions (K, n[, a]) for observations (K, n, o): explored with the copies' streams, greedy without."""

@@ -121,6 +121,10 @@ class PPOFleet(Fleet):
     def parts(self) -> dict[str, F32]:
         return {"policy": self.policy, "value": self.value}
 
+    @property
+    def learned(self) -> dict[str, NDArray[Any]]:
+        return self.parts | {f"observations.{name}": array for name, array in self.observations.state().items()}
+
     def take(self, rows: Any) -> PPOFleet:
         part: PPOFleet = super().take(rows)
         if self.links is not None:

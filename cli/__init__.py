@@ -1,0 +1,1 @@
+"""``fedrl``, the command line."""

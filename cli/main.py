@@ -55,7 +55,7 @@ def run(
         session.close()
     records = directory.read_metrics()
     if records:
-        plots.curve(directory.curve, records, f"{config.algorithm} on {config.world.id}, {config.agents} agents")
+        plots.curves(directory.curve, {config.algorithm: records}, f"{config.algorithm} on {config.world.id}")
     if as_json:
         print(json.dumps(summary))
     else:
@@ -63,6 +63,70 @@ def run(
     if summary["interrupted"]:
         say.print(f"interrupted; go on with: fedrl run --resume {directory.path}")
         raise typer.Exit(130)
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    episodes: Annotated[int, typer.Option(help="Episodes per agent.", min=1)] = 20,
+    video: Annotated[Path | None, typer.Option(help="Film an episode: an .mp4 or a .gif.")] = None,
+    agent: Annotated[int, typer.Option(help="Whom to film.", min=0)] = 0,
+    settings: Settings = None,
+) -> None:
+    """Judge the agents of a run again, in its world or (--set world...) in another."""
+    import numpy as np
+
+    from client.session import RunConfig, Session
+    from core.config import build, override
+    from envs.video import record
+    from runs import checkpoints
+    from runs.directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
+    config = build(RunConfig, values)
+    if agent >= config.agents:
+        raise Mistake(f"the run has agents 0 to {config.agents - 1}, not {agent}")
+    learned, _ = checkpoints.load(directory.weights)
+    session = Session(config, render=video is not None)
+    try:
+        session.fleet.load_learned(learned)
+        records = directory.read_metrics()
+        if records:
+            session.fleet.worlds.steps[...] = records[-1]["steps"]
+        rows = Table("agent", "mean return", "std", "worst", "best", box=None)
+        for k, returns in enumerate(session.evaluate()):
+            figures = (np.mean(returns), np.std(returns), np.min(returns), np.max(returns))
+            rows.add_row(str(k), *(f"{figure:.1f}" for figure in figures))
+        Console().print(rows)
+        if video is not None:
+            record(session.fleet.worlds, session.fleet.act, video, agent)
+            say.print(f"filmed agent {agent}: {video}")
+    finally:
+        session.close()
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of runs, drawn into one picture.")],
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("curves.png"),
+    metric: Annotated[str, typer.Option(help="Any per-agent metric of metrics.jsonl.")] = "return",
+    x: Annotated[str, typer.Option(help="steps, trajectories or wall_s.")] = "steps",
+) -> None:
+    """Curves of runs: interquartile mean over the agents with a 95% bootstrap band."""
+    from runs import plots
+    from runs.directory import RunDirectory
+
+    if x not in ("steps", "trajectories", "wall_s"):
+        raise Mistake(f"--x is one of steps, trajectories, wall_s, not '{x}'")
+    records = {run.name: RunDirectory.open(run).read_metrics() for run in runs}
+    for name, found in records.items():
+        if not found:
+            raise Mistake(f"the run {name} has no metrics yet")
+        if x not in found[0]:
+            raise Mistake(f"the run {name} counts no {x}")
+    plots.curves(out, records, metric=metric, x=x)
+    say.print(f"drawn: {out}")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""One party: its fleet, its worlds, alone or in a federation."""

@@ -54,7 +54,7 @@ def train_alone(session: Session, run: RunDirectory, tell: Callable[[Record], No
                 save(session, run, rounds, record["wall_s"])
         if not saved:
             save(session, run, rounds, wall_before + time.perf_counter() - begun)
-    run.save_weights(fleet.parts, {"algorithm": config.algorithm, "world": config.world.id})
+    run.save_weights(fleet.learned, {"algorithm": config.algorithm, "world": config.world.id})
     return summary(run, interrupted=stop.asked)
 
 

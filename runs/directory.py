@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 
 from core.errors import Failure, Mistake
@@ -74,9 +73,9 @@ class RunDirectory:
     def save(self, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
         checkpoints.save(self.checkpoint, arrays, meta)
 
-    def save_weights(self, parts: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
-        """The final weights, a matrix per part with a row per agent: plain npz, readable without our code."""
-        checkpoints.save(self.weights, {name: np.array(matrix) for name, matrix in parts.items()}, meta)
+    def save_weights(self, learned: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
+        """What was learned, a matrix per part with a row per agent: plain npz, readable without our code."""
+        checkpoints.save(self.weights, learned, meta)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

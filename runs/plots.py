@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.errors import Mistake
+
 F64 = NDArray[np.float64]
+Records = Sequence[Mapping[str, Any]]
 
 
 def interquartile_mean(values: F64) -> F64:
@@ -29,24 +32,34 @@ def bootstrap_band(values: F64, level: float = 0.95, draws: int = 1000) -> tuple
     return low, high
 
 
-def curve(path: Path, records: Sequence[dict[str, Any]], title: str, metric: str = "return") -> None:
-    """Return against environment steps per agent: every agent thin, their interquartile mean thick, with its band."""
+def series(records: Records, metric: str) -> F64:
+    """(agents, rounds) of a metric; nan where it was not measured."""
+    if any(metric not in record for record in records):
+        known = sorted(name for name, value in records[0].items() if isinstance(value, list))
+        raise Mistake(f"the run measured no '{metric}' (it has: {', '.join(known)})")
+    return np.array([[np.nan if v is None else v for v in record[metric]] for record in records], dtype=float).T
+
+
+def curves(path: Path, runs: Mapping[str, Records], title: str = "", metric: str = "return", x: str = "steps") -> None:
+    """A metric of several runs: every agent thin, their interquartile mean thick with its 95% bootstrap band."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    x = np.array([np.mean(record["steps"]) for record in records])
-    y = np.array([[np.nan if v is None else v for v in record[metric]] for record in records], dtype=float).T
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for row in y:
-        axes.plot(x, row, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(x, interquartile_mean(y), color="tab:blue", linewidth=2, label=f"interquartile mean of {len(y)}")
-    if len(y) > 1:
-        low, high = bootstrap_band(y)
-        axes.fill_between(x, low, high, color="tab:blue", alpha=0.2, linewidth=0, label="95% bootstrap")
-    axes.set(title=title, xlabel="environment steps per agent", ylabel=metric)
+    for index, (name, records) in enumerate(runs.items()):
+        along = np.array([np.mean(record[x]) for record in records])
+        values, colour = series(records, metric), f"C{index}"
+        for row in values:
+            axes.plot(along, row, color=colour, alpha=0.25, linewidth=0.8)
+        axes.plot(along, interquartile_mean(values), color=colour, linewidth=2, label=f"{name} ({len(values)} agents)")
+        if len(values) > 1:
+            low, high = bootstrap_band(values)
+            axes.fill_between(along, low, high, color=colour, alpha=0.2, linewidth=0)
+    label = {"steps": "environment steps per agent", "wall_s": "seconds", "trajectories": "trajectories per agent"}
+    axes.set(title=title, xlabel=label[x], ylabel=metric)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    axes.legend(loc="best", title="interquartile mean, 95% bootstrap")
     figure.savefig(path, dpi=120)
     plt.close(figure)

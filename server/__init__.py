@@ -1,0 +1,1 @@
+"""The party that gathers."""

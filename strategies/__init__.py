@@ -1,0 +1,1 @@
+"""How many become one. Knows numpy and Flower; no torch, no worlds."""

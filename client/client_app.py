@@ -1,0 +1,62 @@
+"""The ClientApp: what a party does when the server asks. What messages hold stands in strategies/messages.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, MetricRecord
+from flwr.clientapp import ClientApp
+
+from client.party import number_of, party, remember
+from client.session import Session
+from strategies import messages
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train from the weights that came, send back the own."""
+    session = party(context)
+    names = _load(session, message)
+    work = message.content.config_records[messages.CONFIG]["work"]
+    report = session.train(int(work))  # type: ignore[arg-type]
+    remember(context, session)
+    metrics = {"party": number_of(context), "steps": int(report.steps[0]), "updates": int(report.updates[0])}
+    totals = [episode.total for episode in report.episodes]
+    if totals:
+        metrics["training-return"] = float(np.mean(totals))
+    arrays = messages.pack({name: session.fleet.parts[name][0] for name in names})
+    return Message(messages.content(arrays, metrics=MetricRecord(metrics)), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Judge the weights that came in this party's world."""
+    session = party(context)
+    _load(session, message)
+    metrics = {"party": number_of(context), "return": float(session.evaluate().mean())}
+    remember(context, session)
+    return Message(messages.content(metrics=MetricRecord(metrics)), reply_to=message)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Who this party is."""
+    session = party(context)
+    who: dict[str, int | str] = {
+        "party": number_of(context),
+        "algorithm": session.config.algorithm,
+        "world": session.config.world.id,
+    }
+    widths = {f"width.{name}": matrix.shape[1] for name, matrix in session.fleet.parts.items()}
+    return Message(messages.content(config=ConfigRecord({**who, **widths})), reply_to=message)
+
+
+def _load(session: Session, message: Message) -> list[str]:
+    """Put the parts of a message into the fleet; returns their names."""
+    names = list(message.content.array_records[messages.ARRAYS])
+    known = session.fleet.parts
+    widths = {name: known[name].shape[1] if name in known else -1 for name in names}
+    for name, row in messages.unpack(message, widths).items():
+        known[name][0] = row
+    return names

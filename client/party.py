@@ -1,0 +1,69 @@
+"""A party of a federation: finds its session again, message after message, process after process.
+
+Flower may answer each message in another process (a stock SuperNode starts one per message, a simulation's nodes hop
+between actors). So the session is kept in memory where it is fresh, and in a snapshot on disk where it is not; which of
+the two holds is one number in Flower's own state.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Context
+
+from client.session import RunConfig, Session
+from core.config import build, unflatten
+from core.errors import Mistake
+from runs import checkpoints
+
+_STATE = "fedrl"
+_here: dict[tuple[int, int], tuple[int, Session]] = {}
+
+
+def run_config(flat: Any) -> RunConfig:
+    """The configuration of a run out of Flower's flat one; what only the server reads is left out."""
+    return build(RunConfig, unflatten({key: value for key, value in flat.items() if not key.startswith("federation.")}))
+
+
+def number_of(context: Context) -> int:
+    """Which agent this node is."""
+    if "partition-id" not in context.node_config:
+        raise Mistake("the node does not say which agent it is: start it with --node-config 'partition-id=0'")
+    return int(context.node_config["partition-id"])
+
+
+def party(context: Context) -> Session:
+    """This node's session as the last message left it."""
+    number, generation = number_of(context), _generation(context)
+    kept = _here.get((context.run_id, number))
+    if kept is not None and kept[0] == generation:
+        return kept[1]
+    session = Session(run_config(context.run_config), numbers=[number])
+    if generation:
+        session.load_state(checkpoints.load(_snapshot(context, number))[0])
+    _here[context.run_id, number] = (generation, session)
+    return session
+
+
+def remember(context: Context, session: Session) -> None:
+    """Make what the session is now what the next message finds."""
+    number, generation = number_of(context), _generation(context) + 1
+    path = _snapshot(context, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.save(path, session.state(), {"generation": generation})
+    context.state[_STATE] = ConfigRecord({"generation": generation})
+    _here[context.run_id, number] = (generation, session)
+
+
+def _generation(context: Context) -> int:
+    record = context.state.get(_STATE)
+    return int(record["generation"]) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
+
+
+def _snapshot(context: Context, number: int) -> Path:
+    """Snapshots live in FEDRL_STATE, or beside other temporary files of this machine."""
+    root = Path(os.environ.get("FEDRL_STATE", Path(tempfile.gettempdir()) / "fedrl"))
+    return root / f"run-{context.run_id}" / f"agent-{number}.npz"

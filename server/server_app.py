@@ -1,0 +1,73 @@
+"""The ServerApp: configuration -> strategy -> rounds -> run directory. What `flwr run` starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from client.party import run_config
+from client.session import RunConfig, Session
+from core.config import build, flatten, option, unflatten
+from core.errors import Mistake
+from runs.directory import RunDirectory
+from strategies import messages
+from strategies.fedavg import FedAvg
+
+app = ServerApp()
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """A federation: what is exchanged, how often, how long to wait."""
+
+    rounds: int = option(10, "Rounds of the federation.", low=1)
+    parts: str = option("", "Parts that are exchanged, such as actor,critic; empty: all parts of the fleet.")
+    wait_s: float = option(60.0, "Seconds to wait for all parties before a round goes on with those that are here.", above=0)
+    timeout_s: float = option(600.0, "Seconds after which a round stops waiting for replies.", above=0)
+    out: str = option("out/federation", "Where run directories are made.")
+
+
+def app_config() -> dict[str, bool | int | float | str]:
+    """Every key that Flower's run_config may hold, with its default: what stands in pyproject.toml."""
+    return flatten(RunConfig()) | flatten(FederationConfig(), "federation.")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation from the configuration that Flower hands over."""
+    config = run_config(context.run_config)
+    nested = unflatten(context.run_config)
+    federation = build(FederationConfig, nested.get("federation", {}), "federation.")
+    first = Session(config, numbers=[0])
+    chosen = exchanged(federation.parts, first)
+    path = Path(federation.out) / f"{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id % 10_000:04d}"
+    run = RunDirectory.create(path, unflatten(flatten(config) | flatten(federation, "federation.")))
+    strategy = FedAvg({name: len(row) for name, row in chosen.items()}, config.agents, federation.wait_s, tell=run.log)
+    result = strategy.start(
+        grid,
+        messages.pack(chosen),
+        federation.rounds,
+        federation.timeout_s,
+        train_config=ConfigRecord({"work": config.work}),
+    )
+    final = {name: array.numpy()[None] for name, array in result.arrays.items()}
+    run.save_weights(final, {"algorithm": config.algorithm, "world": config.world.id})
+    log(INFO, "the run is in %s", path)
+
+
+def exchanged(parts: str, session: Session) -> dict[str, np.ndarray[Any, Any]]:
+    """The first weights of the exchanged parts: those of the first agent."""
+    known = session.fleet.parts
+    names = [name.strip() for name in parts.split(",") if name.strip()] or list(known)
+    for name in names:
+        if name not in known:
+            raise Mistake(f"'federation.parts' names '{name}'; {session.config.algorithm} has {', '.join(known)}")
+    return {name: known[name][0].copy() for name in names}

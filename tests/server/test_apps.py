@@ -1,0 +1,149 @@
+"""The two Flower apps together: real messages, a grid that answers them in this process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, MessageType, RecordDict
+
+import client.party
+from client.client_app import app as client_app
+from core.config import unflatten
+from core.errors import Mistake
+from runs.directory import RunDirectory
+from server.server_app import app as server_app
+from server.server_app import app_config
+
+ROOT = Path(__file__).parents[2]
+
+
+class Here:
+    """A grid whose nodes are contexts of this process; ``fresh`` forgets every session between messages."""
+
+    def __init__(self, parties: int, config: dict[str, Any], fresh: bool = False) -> None:
+        self.fresh = fresh
+        self.contexts = {
+            100 + k: Context(7, 100 + k, {"partition-id": k, "num-partitions": parties}, RecordDict(), config, 7)
+            for k in range(parties)
+        }
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.contexts)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = []
+        for message in messages:
+            if self.fresh:
+                client.party._here.clear()
+            replies.append(client_app(message, self.contexts[message.metadata.dst_node_id]))
+        return replies[::-1]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("FEDRL_STATE", str(tmp_path / "state"))
+    client.party._here.clear()
+    return app_config() | {
+        "agents": 2, "work": 2, "world.copies": 4, "evaluate-episodes": 2, "ppo.rollout": 16, "ppo.hidden": "8",
+        "federation.rounds": 3, "federation.out": str(tmp_path / "out"),
+    }  # fmt: skip
+
+
+def federate(config: dict[str, Any], fresh: bool = False) -> RunDirectory:
+    context = Context(7, 0, {}, RecordDict(), config, 7)
+    server_app(Here(2, config, fresh), context)  # type: ignore[arg-type]
+    (path,) = Path(config["federation.out"]).iterdir()
+    return RunDirectory.open(path)
+
+
+def test_a_federation_leaves_a_run(config: dict[str, Any]) -> None:
+    run = federate(config)
+    records = run.read_metrics()
+    assert [record["round"] for record in records] == [1, 2, 3]
+    assert records[0]["parties"] == [0, 1]
+    assert records[0]["steps"] == [2 * 16 * 4] * 2
+    with np.load(run.weights) as weights:
+        widths = {name: weights[name].shape for name in ("policy", "value")}
+        assert records[0]["bytes_up"] == 2 * 4 * sum(shape[1] for shape in widths.values())
+        assert all(np.isfinite(weights[name]).all() for name in widths)
+
+
+def test_a_session_survives_processes_that_do_not(config: dict[str, Any], tmp_path: Path) -> None:
+    kept = dict(np.load(federate(config).weights))
+    client.party._here.clear()
+    again = config | {"federation.out": str(tmp_path / "again")}
+    for snapshot in (tmp_path / "state").rglob("*.npz"):
+        snapshot.unlink()
+    found = dict(np.load(federate(again, fresh=True).weights))
+    for name in ("policy", "value"):
+        np.testing.assert_array_equal(kept[name], found[name])
+
+
+def test_only_the_chosen_parts_travel(config: dict[str, Any]) -> None:
+    run = federate(config | {"federation.parts": "policy"})
+    with np.load(run.weights) as weights:
+        assert "value" not in weights.files
+        assert run.read_metrics()[0]["bytes_up"] == 2 * 4 * weights["policy"].shape[1]
+
+
+def test_an_unknown_part_and_a_node_without_number_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(Mistake, match=r"'federation.parts' names 'actor'; ppo has policy, value"):
+        federate(config | {"federation.parts": "actor"})
+    with pytest.raises(Mistake, match="partition-id"):
+        client.party.number_of(Context(7, 1, {}, RecordDict(), {}, 7))
+
+
+def test_a_party_says_who_it_is(config: dict[str, Any]) -> None:
+    here = Here(2, config)
+    (answer,) = here.send_and_receive([Message(RecordDict(), 101, MessageType.QUERY)])
+    who = answer.content.config_records["config"]
+    assert (who["party"], who["algorithm"], who["world"]) == (1, "ppo", "CartPole-v1")
+    assert who["width.policy"] == 4 * 8 + 8 + 8 * 2 + 2
+
+
+def test_flowers_configuration_is_generated_from_the_dataclasses() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = project["tool"]["flwr"]["app"]["config"]
+    assert declared == unflatten(app_config())
+
+
+@pytest.mark.slow
+def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
+    """`flwr run .` as a user types it: a SuperLink of its own, Ray actors, two parties."""
+    import os
+
+    home, out = tmp_path / "home", tmp_path / "out"
+    env = os.environ | {
+        "FLWR_HOME": str(home), "FEDRL_STATE": str(tmp_path / "state"), "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    settings = f'agents=2 work=2 ppo.rollout=16 evaluate-episodes=2 federation.rounds=2 federation.out="{out}"'
+    federation = "num-supernodes=2 client-resources-num-cpus=1"
+    try:
+        done = subprocess.run(
+            ["flwr", "run", ".", "--stream", "-c", settings, "--federation-config", federation],
+            cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        (path,) = out.iterdir() if out.exists() else [None]
+        assert path is not None, done.stdout + done.stderr
+        records = RunDirectory.open(path).read_metrics()
+        assert [(record["round"], record["parties"]) for record in records] == [(1, [0, 1]), (2, [0, 1])]
+        assert RunDirectory.open(path).weights.exists()
+    finally:
+        # The SuperLink that `flwr run` starts outlives it; ours is the one whose files lie in this home.
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environ = (process / "environ").read_bytes()
+                if f"FLWR_HOME={home}".encode() in environ:
+                    os.kill(int(process.name), 15)
+            except (OSError, ProcessLookupError):
+                continue
