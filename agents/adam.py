@@ -22,7 +22,9 @@ class Adam(Rows):
         self.t = np.zeros(rows, np.int64)
         self.epsilon, self.betas = epsilon, betas
 
-    def step(self, W: F32, G: F32, rate: float, cut: F32 | None = None, active: NDArray[np.bool_] | None = None) -> None:
+    def step(
+        self, W: F32, G: F32, rate: float, cut: F32 | None = None, active: NDArray[np.bool_] | None = None
+    ) -> None:
         """W goes down G, each active row's gradient scaled by its ``cut``."""
         ones = np.ones(len(W), np.float32)
         everyone = np.ones(len(W), np.bool_)

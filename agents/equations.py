@@ -47,7 +47,8 @@ def categorical_log_prob(logits, action):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_log_prob_back(logits, action, d, dlogits):  # type: ignore[no-untyped-def]
     """d log pi(a|s) / d z_j = [j = a] - p_j."""
-    assert logits.shape == dlogits.shape and logits.shape[:2] == action.shape == d.shape
+    assert logits.shape == dlogits.shape
+    assert logits.shape[:2] == action.shape == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             z, norm = logits[k, i], _log_normaliser(logits[k, i])
@@ -71,7 +72,8 @@ def categorical_entropy(logits):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_entropy_back(logits, entropy, d, dlogits):  # type: ignore[no-untyped-def]
     """d H / d z_j = -p_j (log p_j + H)."""
-    assert logits.shape == dlogits.shape and logits.shape[:2] == entropy.shape == d.shape
+    assert logits.shape == dlogits.shape
+    assert logits.shape[:2] == entropy.shape == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             z, norm = logits[k, i], _log_normaliser(logits[k, i])
@@ -96,7 +98,8 @@ def categorical_kl(p, q):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_kl_back_p(p, q, kl, d, dp):  # type: ignore[no-untyped-def]
     """d KL(p || q) / d z^p_j = p_j (log p_j - log q_j - KL)."""
-    assert p.shape == q.shape == dp.shape and p.shape[:2] == kl.shape == d.shape
+    assert p.shape == q.shape == dp.shape
+    assert p.shape[:2] == kl.shape == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             np_, nq = _log_normaliser(p[k, i]), _log_normaliser(q[k, i])
@@ -108,7 +111,8 @@ def categorical_kl_back_p(p, q, kl, d, dp):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def categorical_kl_back_q(p, q, d, dq):  # type: ignore[no-untyped-def]
     """d KL(p || q) / d z^q_j = q_j - p_j."""
-    assert p.shape == q.shape == dq.shape and p.shape[:2] == d.shape
+    assert p.shape == q.shape == dq.shape
+    assert p.shape[:2] == d.shape
     for k in range(d.shape[0]):
         for i in range(d.shape[1]):
             np_, nq = _log_normaliser(p[k, i]), _log_normaliser(q[k, i])
@@ -122,7 +126,8 @@ def categorical_kl_back_q(p, q, d, dq):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_log_prob(mean, log_std, action):  # type: ignore[no-untyped-def]
     """log N(x; m, s) = sum_j -(x_j - m_j)^2 / 2 s_j^2 - log s_j - log(2 pi) / 2.   -> (K, b)"""
-    assert mean.shape == action.shape and log_std.shape == (mean.shape[0], mean.shape[2])
+    assert mean.shape == action.shape
+    assert log_std.shape == (mean.shape[0], mean.shape[2])
     out = np.zeros(mean.shape[:2], np.float32)
     for k in range(mean.shape[0]):
         for i in range(mean.shape[1]):
@@ -137,7 +142,8 @@ def gaussian_log_prob(mean, log_std, action):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_log_prob_back(mean, log_std, action, d, dmean, dlog_std):  # type: ignore[no-untyped-def]
     """d log N / d m_j = (x_j - m_j) / s_j^2;  d log N / d log s_j = (x_j - m_j)^2 / s_j^2 - 1."""
-    assert mean.shape == action.shape == dmean.shape and mean.shape[:2] == d.shape
+    assert mean.shape == action.shape == dmean.shape
+    assert mean.shape[:2] == d.shape
     assert log_std.shape == dlog_std.shape == (mean.shape[0], mean.shape[2])
     for k in range(mean.shape[0]):
         for i in range(mean.shape[1]):
@@ -169,7 +175,8 @@ def gaussian_entropy_back(d, dlog_std):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_kl(mp, lp, mq, lq):  # type: ignore[no-untyped-def]
     """KL(p || q) = sum_j log(sq/sp) + (sp^2 + (mp - mq)^2) / 2 sq^2 - 1/2.   -> (K, b)"""
-    assert mp.shape == mq.shape and lp.shape == lq.shape == (mp.shape[0], mp.shape[2])
+    assert mp.shape == mq.shape
+    assert lp.shape == lq.shape == (mp.shape[0], mp.shape[2])
     out = np.zeros(mp.shape[:2], np.float32)
     for k in range(mp.shape[0]):
         for i in range(mp.shape[1]):
@@ -184,7 +191,8 @@ def gaussian_kl(mp, lp, mq, lq):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def gaussian_kl_back_p(mp, lp, mq, lq, d, dmp, dlp):  # type: ignore[no-untyped-def]
     """d KL / d mp_j = (mp_j - mq_j) / sq_j^2;  d KL / d log sp_j = sp_j^2 / sq_j^2 - 1."""
-    assert mp.shape == mq.shape == dmp.shape and mp.shape[:2] == d.shape
+    assert mp.shape == mq.shape == dmp.shape
+    assert mp.shape[:2] == d.shape
     assert lp.shape == lq.shape == dlp.shape == (mp.shape[0], mp.shape[2])
     for k in range(mp.shape[0]):
         for i in range(mp.shape[1]):
@@ -196,7 +204,8 @@ def gaussian_kl_back_p(mp, lp, mq, lq, d, dmp, dlp):  # type: ignore[no-untyped-
 @njit(cache=True)
 def gaussian_kl_back_q(mp, lp, mq, lq, d, dmq, dlq):  # type: ignore[no-untyped-def]
     """d KL / d mq_j = (mq_j - mp_j) / sq_j^2;  d KL / d log sq_j = 1 - (sp_j^2 + (mp_j - mq_j)^2) / sq_j^2."""
-    assert mp.shape == mq.shape == dmq.shape and mp.shape[:2] == d.shape
+    assert mp.shape == mq.shape == dmq.shape
+    assert mp.shape[:2] == d.shape
     assert lp.shape == lq.shape == dlq.shape == (mp.shape[0], mp.shape[2])
     for k in range(mp.shape[0]):
         for i in range(mp.shape[1]):
@@ -229,7 +238,8 @@ def whitened_rewards_to_go(returns, last, used):  # type: ignore[no-untyped-def]
 
     (K, L), of which the first used[k] count and a trajectory ends at each ``last`` -> (K, L)
     """
-    assert returns.shape == last.shape and used.shape == (len(returns),)
+    assert returns.shape == last.shape
+    assert used.shape == (len(returns),)
     out = np.zeros(returns.shape, np.float32)
     for k in range(returns.shape[0]):
         begin = 0
@@ -247,7 +257,8 @@ def whitened_rewards_to_go(returns, last, used):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def whitened_whole_returns(returns, last, used):  # type: ignore[no-untyped-def]
     """REINFORCE: every step of a trajectory carries R_0, whitened over the batch's trajectories.   (K, L) -> (K, L)"""
-    assert returns.shape == last.shape and used.shape == (len(returns),)
+    assert returns.shape == last.shape
+    assert used.shape == (len(returns),)
     out = np.zeros(returns.shape, np.float32)
     for k in range(returns.shape[0]):
         whole = np.array([returns[k, t] for t in range(used[k]) if t == 0 or last[k, t - 1]])
@@ -283,7 +294,8 @@ def gae(reward, value, next_value, terminated, ended, gamma, lam):  # type: igno
 @njit(cache=True)
 def running_returns(reward, ended, gamma, running):  # type: ignore[no-untyped-def]
     """G_t = r_t + gamma G_{t-1} within an episode; ``running`` (K, n) carries it from rollout to rollout."""
-    assert reward.shape == ended.shape and running.shape == (reward.shape[0], reward.shape[2])
+    assert reward.shape == ended.shape
+    assert running.shape == (reward.shape[0], reward.shape[2])
     out = np.empty(reward.shape, np.float64)
     for k in range(reward.shape[0]):
         for t in range(reward.shape[1]):
@@ -415,7 +427,8 @@ def smoothed_action(action: F32, noise: F32, limit: float) -> F32:
 @njit(cache=True)
 def twin_target(reward, terminated, q_next, gamma):  # type: ignore[no-untyped-def]
     """y = r + gamma (1 - terminated) min(Q1', Q2'); truncation bootstraps.   (K, b), (K, b), (K, 2, b) -> (K, b)"""
-    assert q_next.shape == (reward.shape[0], 2, reward.shape[1]) and reward.shape == terminated.shape
+    assert q_next.shape == (reward.shape[0], 2, reward.shape[1])
+    assert reward.shape == terminated.shape
     y = np.empty(reward.shape, np.float32)
     for k in range(y.shape[0]):
         for i in range(y.shape[1]):

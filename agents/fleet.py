@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from core.errors import Mistake
+from core.moments import Moments
 from core.rows import Rows
 from core.streams import Streams, child
 
@@ -129,9 +130,17 @@ class Fleet(Rows):
         raise NotImplementedError
 
     @property
+    def moments(self) -> dict[str, Moments]:
+        """Running moments that are exchanged beside the parts: added up, never averaged."""
+        return {}
+
+    @property
     def learned(self) -> dict[str, NDArray[Any]]:
         """All that acting needs, a row per agent: what a run leaves for others to use."""
-        return dict(self.parts)
+        found: dict[str, NDArray[Any]] = dict(self.parts)
+        for name, moments in self.moments.items():
+            found |= {f"moments.{name}.{key}": array for key, array in moments.state().items()}
+        return found
 
     def load_learned(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take over what a fleet of the same shape has learned."""

@@ -22,7 +22,12 @@ class Policy:
     """The shape of a policy. A row of its weights is the network and, for continuous actions, a log_std per action."""
 
     def __init__(
-        self, observations: spaces.Box, actions: spaces.Space[Any], hidden: tuple[int, ...], activation: str, squash: bool
+        self,
+        observations: spaces.Box,
+        actions: spaces.Space[Any],
+        hidden: tuple[int, ...],
+        activation: str,
+        squash: bool,
     ) -> None:
         self.discrete = isinstance(actions, spaces.Discrete)
         if isinstance(actions, spaces.Discrete):

@@ -120,7 +120,9 @@ class PolicyGradientFleet(Fleet):
         totals = np.zeros((K, n))
         action_shape = (K, n) if self.shape.discrete else (K, n, self.shape.size)
         kept_obs = self._buffer("obs", (worlds.horizon, *obs.shape), np.float32)
-        kept_action = self._buffer("action", (worlds.horizon, *action_shape), np.int64 if self.shape.discrete else np.float32)
+        kept_action = self._buffer(
+            "action", (worlds.horizon, *action_shape), np.int64 if self.shape.discrete else np.float32
+        )
         kept_reward = self._buffer("reward", (worlds.horizon, K, n), np.float32)
         t = 0
         while active.any():
@@ -176,12 +178,17 @@ class PolicyGradientFleet(Fleet):
         return found
 
 
-def _packed(obs: F32, action: NDArray[Any], reward: F32, totals: NDArray[np.float64], lengths: NDArray[np.int64]) -> Trajectories:
+def _packed(
+    obs: F32, action: NDArray[Any], reward: F32, totals: NDArray[np.float64], lengths: NDArray[np.int64]
+) -> Trajectories:
     """Lockstep arrays (T, K, n, ...) to one episode after the other (K, L, ...)."""
     used = lengths.sum(axis=1)
     K, L = len(used), int(used.max())
     flat = action.reshape(*action.shape[:3], -1)
-    packed_obs, packed_action = np.zeros((K, L, obs.shape[-1]), np.float32), np.zeros((K, L, flat.shape[-1]), action.dtype)
+    packed_obs, packed_action = (
+        np.zeros((K, L, obs.shape[-1]), np.float32),
+        np.zeros((K, L, flat.shape[-1]), action.dtype),
+    )
     packed_reward, last = np.zeros((K, L), np.float32), np.ones((K, L), np.bool_)
     _pack(obs, flat, reward, lengths, packed_obs, packed_action, packed_reward, last)
     shaped = packed_action[..., 0] if action.ndim == 3 else packed_action

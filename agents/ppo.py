@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from agents import equations
 from agents.adam import Adam, norm_cut
 from agents.fleet import Bools, Fleet, Meter, Report, Worlds
-from agents.moments import Moments
 from agents.networks import MLP, Tape
 from agents.policies import Back, Outputs, Policy
 from core.config import option
 from core.errors import Mistake
+from core.moments import Moments
 from core.streams import Streams
 
 F32 = NDArray[np.float32]
@@ -42,7 +42,9 @@ class PPOConfig:
     epochs: int = option(4, "Passes over a rollout.", low=1)
     normalise_advantage: bool = option(True, "Give the advantages of a minibatch mean 0 and deviation 1.")
     objective: str = option(
-        "clip", "clip: clipped surrogate; kl: surrogate minus beta KL(old || new), beta adapted.", choices=("clip", "kl")
+        "clip",
+        "clip: clipped surrogate; kl: surrogate minus beta KL(old || new), beta adapted.",
+        choices=("clip", "kl"),
     )
     clip: float = option(0.2, "Epsilon of the clipped surrogate, and of the clipped value loss.", above=0)
     clip_value: bool = option(True, "Clip the change of the value as the surrogate clips that of the policy.")
@@ -50,7 +52,9 @@ class PPOConfig:
     value_coef: float = option(0.5, "Weight of the value loss.", low=0)
     max_grad_norm: float = option(0.5, "Bound of the gradient's norm, policy and value together; 0: none.", low=0)
     target_kl: float = option(
-        0.0, "objective kl: the KL that beta aims at. objective clip: no further epoch past 1.5 times it; 0: never stop.", low=0
+        0.0,
+        "objective kl: the KL that beta aims at. objective clip: no further epoch past 1.5 times it; 0: never stop.",
+        low=0,
     )
     beta: float = option(1.0, "objective kl: the first weight of KL(old || new).", above=0)
     normalise_observations: bool = option(False, "Observations by their running mean and deviation, cut at 10.")
@@ -101,7 +105,9 @@ class PPOFleet(Fleet):
         if config.objective == "kl" and config.target_kl == 0:
             raise Mistake("'ppo.objective' = kl needs a 'ppo.target-kl' above 0, such as 0.01, for beta to aim at")
         self.config, self.worlds, self.seeds = config, worlds, seeds
-        self.shape = Policy(worlds.observation_space, worlds.action_space, config.hidden, config.activation, squash=False)
+        self.shape = Policy(
+            worlds.observation_space, worlds.action_space, config.hidden, config.activation, squash=False
+        )
         self.value_net = MLP((worlds.observation_space.shape[0], *config.hidden, 1), config.activation)
         self.policy = self.shape.initial(Streams(seeds, "policy"), gains=(2.0**0.5, 0.01))
         self.value = self.value_net.initial(Streams(seeds, "value"), gains=(2.0**0.5, 1.0))
@@ -122,8 +128,9 @@ class PPOFleet(Fleet):
         return {"policy": self.policy, "value": self.value}
 
     @property
-    def learned(self) -> dict[str, NDArray[Any]]:
-        return self.parts | {f"observations.{name}": array for name, array in self.observations.state().items()}
+    def moments(self) -> dict[str, Moments]:
+        wanted = {"observations": self.config.normalise_observations, "returns": self.config.scale_rewards}
+        return {name: getattr(self, name) for name, used in wanted.items() if used}
 
     def take(self, rows: Any) -> PPOFleet:
         part: PPOFleet = super().take(rows)
@@ -185,7 +192,12 @@ class PPOFleet(Fleet):
             obs[:, t] = seen
             action[:, t], outputs[:, t] = self.shape.act(self.policy, seen, self.acting, everyone)
             step = worlds.step(self.shape.to_world(action[:, t]))
-            next_obs[:, t], reward[:, t], ends[0, :, t], ends[1, :, t] = step.next_obs, step.reward, step.terminated, step.truncated
+            next_obs[:, t], reward[:, t], ends[0, :, t], ends[1, :, t] = (
+                step.next_obs,
+                step.reward,
+                step.terminated,
+                step.truncated,
+            )
             self.meter.add(step, worlds.steps, report)
         report.steps += T * n
         value, next_value = self._values(obs, next_obs, ends[1])
@@ -196,7 +208,9 @@ class PPOFleet(Fleet):
             self.observations.add(raw.reshape(K, -1, width))
         lam = self.config.gae_lambda if self.config.gae else 1.0
         advantage = equations.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
-        arrays = [x.reshape(K, T * n, *x.shape[3:]) for x in (obs, action, outputs, advantage, advantage + value, value)]
+        arrays = [
+            x.reshape(K, T * n, *x.shape[3:]) for x in (obs, action, outputs, advantage, advantage + value, value)
+        ]
         log_prob = self._said(arrays[2], self.policy).log_prob(arrays[1])
         return Rollout(*arrays[:3], log_prob, *arrays[3:])
 

@@ -40,7 +40,9 @@ class TD3Config:
     updates_per_step: float = option(1.0, "Critic updates per environment step.", above=0)
     capacity: int = option(1_000_000, "Transitions that an agent remembers.", low=1)
     precision: str = option(
-        "float32", "Matrix products in float32, or in bf16 where the processor has units for it.", choices=("float32", "bf16")
+        "float32",
+        "Matrix products in float32, or in bf16 where the processor has units for it.",
+        choices=("float32", "bf16"),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from client.party import number_of, party, remember
+from client.party import exchangeable, number_of, party, remember
 from client.session import Session
 from strategies import messages
 
@@ -25,7 +25,8 @@ def train(message: Message, context: Context) -> Message:
     totals = [episode.total for episode in report.episodes]
     if totals:
         metrics["training-return"] = float(np.mean(totals))
-    arrays = messages.pack({name: session.fleet.parts[name][0] for name in names})
+    own = exchangeable(session.fleet)
+    arrays = messages.pack({name: own[name][0] for name in names})
     return Message(messages.content(arrays, metrics=MetricRecord(metrics)), reply_to=message)
 
 
@@ -48,15 +49,17 @@ def query(message: Message, context: Context) -> Message:
         "algorithm": session.config.algorithm,
         "world": session.config.world.id,
     }
-    widths = {f"width.{name}": matrix.shape[1] for name, matrix in session.fleet.parts.items()}
+    widths = {f"width.{name}": matrix.shape[1] for name, matrix in exchangeable(session.fleet).items()}
     return Message(messages.content(config=ConfigRecord({**who, **widths})), reply_to=message)
 
 
 def _load(session: Session, message: Message) -> list[str]:
-    """Put the parts of a message into the fleet; returns their names."""
-    names = list(message.content.array_records[messages.ARRAYS])
-    known = session.fleet.parts
+    """Put the arrays of a message into the fleet; returns their names."""
+    names, known = list(message.content.array_records[messages.ARRAYS]), exchangeable(session.fleet)
     widths = {name: known[name].shape[1] if name in known else -1 for name in names}
     for name, row in messages.unpack(message, widths).items():
-        known[name][0] = row
+        if name.startswith(messages.MOMENTS):
+            session.fleet.moments[name.removeprefix(messages.MOMENTS)].take_over(row[None].astype(np.float64))
+        else:
+            known[name][0] = row
     return names

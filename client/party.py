@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Context
+from numpy.typing import NDArray
 
+from agents.fleet import Fleet
 from client.session import RunConfig, Session
 from core.config import build, unflatten
 from core.errors import Mistake
 from runs import checkpoints
+from strategies import messages
 
 _STATE = "fedrl"
 _here: dict[tuple[int, int], tuple[int, Session]] = {}
@@ -56,6 +59,11 @@ def remember(context: Context, session: Session) -> None:
     checkpoints.save(path, session.state(), {"generation": generation})
     context.state[_STATE] = ConfigRecord({"generation": generation})
     _here[context.run_id, number] = (generation, session)
+
+
+def exchangeable(fleet: Fleet) -> dict[str, NDArray[Any]]:
+    """Everything of a fleet that may travel, by its name in a message: parts, and what the moments have seen since."""
+    return dict(fleet.parts) | {messages.MOMENTS + name: moments.seen for name, moments in fleet.moments.items()}
 
 
 def _generation(context: Context) -> int:

@@ -31,12 +31,18 @@ class RunConfig:
     agents: int = option(1, "K: how many agents learn side by side.", low=1)
     seed: int = option(0, "The root of every random number of the run.", low=0)
     steps: int = option(100_000, "Environment steps of each agent after which the run ends.", low=1)
-    work: int = option(10, "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches.", low=1)
-    evaluate_episodes: int = option(10, "Episodes per agent that judge it after each round; 0 judges by training.", low=0)
+    work: int = option(
+        10, "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches.", low=1
+    )
+    evaluate_episodes: int = option(
+        10, "Episodes per agent that judge it after each round; 0 judges by training.", low=0
+    )
     evaluate: str = option("greedy", "How agents act when judged.", choices=("greedy", "sampled"))
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
     threads: int = option(
-        1, "BLAS and torch threads of this process. Parties that share a machine each need one: more spin and wait.", low=1
+        1,
+        "BLAS and torch threads of this process. Parties that share a machine each need one: more spin and wait.",
+        low=1,
     )
     world: WorldConfig = table(WorldConfig)
     policy_gradient: PolicyGradientConfig = table(PolicyGradientConfig)

@@ -8,12 +8,12 @@ from logging import INFO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
-from client.party import run_config
+from client.party import exchangeable, run_config
 from client.session import RunConfig, Session
 from core.config import build, flatten, option, unflatten
 from core.errors import Mistake
@@ -30,7 +30,9 @@ class FederationConfig:
 
     rounds: int = option(10, "Rounds of the federation.", low=1)
     parts: str = option("", "Parts that are exchanged, such as actor,critic; empty: all parts of the fleet.")
-    wait_s: float = option(60.0, "Seconds to wait for all parties before a round goes on with those that are here.", above=0)
+    wait_s: float = option(
+        60.0, "Seconds to wait for all parties before a round goes on with those that are here.", above=0
+    )
     timeout_s: float = option(600.0, "Seconds after which a round stops waiting for replies.", above=0)
     out: str = option("out/federation", "Where run directories are made.")
 
@@ -63,11 +65,12 @@ def main(grid: Grid, context: Context) -> None:
     log(INFO, "the run is in %s", path)
 
 
-def exchanged(parts: str, session: Session) -> dict[str, np.ndarray[Any, Any]]:
-    """The first weights of the exchanged parts: those of the first agent."""
+def exchanged(parts: str, session: Session) -> dict[str, NDArray[Any]]:
+    """What travels, as it is at the start: the first agent's weights of the chosen parts, and empty moments."""
     known = session.fleet.parts
     names = [name.strip() for name in parts.split(",") if name.strip()] or list(known)
     for name in names:
         if name not in known:
             raise Mistake(f"'federation.parts' names '{name}'; {session.config.algorithm} has {', '.join(known)}")
-    return {name: known[name][0].copy() for name in names}
+    moments = {name: row for name, row in exchangeable(session.fleet).items() if name not in known}
+    return {name: row[0].copy() for name, row in ({name: known[name] for name in names} | moments).items()}

@@ -14,6 +14,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from core.moments import merged
 from strategies import messages
 from strategies.messages import RefusedError
 from strategies.robust import Rule, weighted_mean
@@ -24,7 +25,8 @@ Record = dict[str, Any]
 class FedAvg(Strategy):
     """Every round all parties train from the same weights and send theirs back; a rule makes them one.
 
-    ``widths`` are the exchanged parts and their lengths. A reply that breaks the message contract is refused with a
+    ``widths`` are the exchanged arrays and their lengths. Those named ``moments...`` hold what a party has seen since the
+    last exchange, and are added up by the parallel-variance formula; the others are parts, and go to the rule. A reply that breaks the message contract is refused with a
     named reason, counted, and never reaches the rule. ``tell`` gets a record of every round.
     """
 
@@ -38,12 +40,15 @@ class FedAvg(Strategy):
     ) -> None:
         self.widths, self.parties, self.wait_s, self.rule, self.tell = dict(widths), parties, wait_s, rule, tell
         self.refused: Counter[str] = Counter()
+        self.moments = {name: np.zeros(width) for name, width in widths.items() if name.startswith(messages.MOMENTS)}
         self._round: Record = {}
 
     def summary(self) -> None:
         log(INFO, "FedAvg of %s over %d parties", ", ".join(self.widths), self.parties)
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         self._round = {"round": server_round, "began": time.perf_counter()}
         content = messages.content(arrays, config)
         return [Message(content, node, MessageType.TRAIN) for node in self._nodes(grid)]
@@ -64,14 +69,22 @@ class FedAvg(Strategy):
         # By party, so that the sum does not depend on the order in which replies arrive.
         accepted.sort(key=lambda reply: reply[0])
         weights = np.array([updates for _, _, updates, _ in accepted])
-        merged = {name: self.rule(np.stack([parts[name] for *_, parts in accepted]), weights) for name in self.widths}
+        merged_row: dict[str, Any] = {}
+        for name in self.widths:
+            rows = [parts[name] for *_, parts in accepted]
+            if name in self.moments:
+                for seen in rows:
+                    self.moments[name] = merged(self.moments[name], seen.astype(np.float64))
+            merged_row[name] = self.moments[name] if name in self.moments else self.rule(np.stack(rows), weights)
         self._round |= {
             "parties": [party for party, *_ in accepted],
             "steps": [steps for _, steps, *_ in accepted],
             "updates": weights.tolist(),
             "bytes_up": 4 * len(accepted) * sum(self.widths.values()),
         }
-        return messages.pack(merged), MetricRecord({"replies": len(accepted), "steps": float(sum(self._round["steps"]))})
+        return messages.pack(merged_row), MetricRecord(
+            {"replies": len(accepted), "steps": float(sum(self._round["steps"]))}
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -110,5 +123,11 @@ class FedAvg(Strategy):
             time.sleep(0.1)
         if not nodes:
             raise TimeoutError(f"no party came within {self.wait_s:g} s; start some, or raise federation.wait-s")
-        log(WARNING, "%d of %d parties are here after %g s: the round goes on with them", len(nodes), self.parties, self.wait_s)
+        log(
+            WARNING,
+            "%d of %d parties are here after %g s: the round goes on with them",
+            len(nodes),
+            self.parties,
+            self.wait_s,
+        )
         return nodes

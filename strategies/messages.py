@@ -1,7 +1,7 @@
 """What a message may hold, checked on both sides.
 
-train     ->  arrays: one float32 vector per exchanged part;  config: work (int)
-          <-  arrays: the same parts;  metrics: party, steps, updates (weights of the mean), training-return
+train     ->  arrays: one float32 vector per exchanged part or moments;  config: work (int)
+          <-  arrays: the same, moments holding what was seen since;  metrics: party, steps, updates (weights of the mean), training-return
 evaluate  ->  arrays: one float32 vector per exchanged part
           <-  metrics: party, return
 query     ->  nothing
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+# Arrays with this beginning are running moments (count, mean, M2), not weights.
+MOMENTS = "moments."
 
 
 class RefusedError(ValueError):
@@ -62,7 +64,9 @@ def unpack(message: Message, widths: Mapping[str, int]) -> dict[str, F32]:
             raise RefusedError("unreadable", f"'{name}' cannot be read: {error}") from None
         # The header of the bytes is the sender's too: believe what came, not what was announced.
         if row.dtype != np.float32 or row.shape != (width,):
-            raise RefusedError("wrong-layout", f"'{name}' holds {row.dtype}{list(row.shape)}, expected float32[{width}]")
+            raise RefusedError(
+                "wrong-layout", f"'{name}' holds {row.dtype}{list(row.shape)}, expected float32[{width}]"
+            )
         if not np.isfinite(row).all():
             raise RefusedError("not-finite", f"'{name}' holds nan or infinity")
         parts[name] = row

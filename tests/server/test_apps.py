@@ -93,6 +93,13 @@ def test_only_the_chosen_parts_travel(config: dict[str, Any]) -> None:
         assert run.read_metrics()[0]["bytes_up"] == 2 * 4 * weights["policy"].shape[1]
 
 
+def test_moments_are_added_up_and_nothing_is_counted_twice(config: dict[str, Any]) -> None:
+    run = federate(config | {"ppo.normalise-observations": True})
+    with np.load(run.weights) as weights:
+        count = weights["moments.observations"][0, 0]
+    assert count == 3 * 2 * (2 * 16 * 4)  # rounds, parties, steps of a party in a round
+
+
 def test_an_unknown_part_and_a_node_without_number_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(Mistake, match=r"'federation.parts' names 'actor'; ppo has policy, value"):
         federate(config | {"federation.parts": "actor"})
