@@ -89,10 +89,11 @@ def _pendulum(state, clock, physics, keys, counts, active, actions, horizon, obs
                 continue
             s = state[k, i]
             th, th_dot = s[0], s[1]
-            u = min(max(float(actions[k, i, 0]), -2.0), 2.0) * (torque / 2.0)
+            # Gymnasium multiplies a float32 command in float32, and in 200 steps the difference is seen.
+            u = np.float32(min(max(float(actions[k, i, 0]), -2.0), 2.0)) * np.float32(torque / 2.0)
             angle = (th + np.pi) % (2 * np.pi) - np.pi
-            reward[k, i] = -(angle**2 + 0.1 * th_dot**2 + 0.001 * (u**2))
-            new = th_dot + (3 * g / (2 * length) * np.sin(th) + 3.0 / (m * length**2) * u) * 0.05
+            reward[k, i] = -(angle**2 + 0.1 * th_dot**2 + np.float32(0.001) * (u * u))
+            new = th_dot + (3 * g / (2 * length) * np.sin(th) + np.float32(3.0 / (m * length**2)) * u) * 0.05
             s[1] = min(max(new, -speed), speed)
             s[0] = th + s[1] * 0.05
             clock[k, i] += 1

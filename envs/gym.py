@@ -50,7 +50,7 @@ def make_one(config: WorldConfig, render: bool = False, spec: str | EnvSpec = ""
     except Exception as error:  # whatever a constructor of someone else raises, the user chose the id and its options
         given = f" with world.options {config.options}" if config.options else ""
         raise Mistake(f"the world '{config.id}' cannot be made{given}: {type(error).__name__}: {error}") from None
-    if render and env.render_mode != "rgb_array":
+    if render and not (env.render_mode == "rgb_array" in env.metadata.get("render_modes", ())):
         raise Mistake(f"the world '{config.id}' cannot be filmed: it draws no pictures (rgb_array)")
     return fitted(env, config.id)
 
@@ -118,8 +118,8 @@ class Here:
             self._envs[number] = self._make()
 
     def render(self, number: int) -> NDArray[np.uint8] | None:
-        picture = self._envs[number].render()
-        return None if picture is None else np.asarray(picture, dtype=np.uint8)
+        env = self._envs[number]
+        return None if env.render_mode is None else np.asarray(env.render(), dtype=np.uint8)
 
     def close(self) -> None:
         for env in self._envs.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def record(
     except OSError as error:
         raise Failure(f"the recording '{path}' cannot be written: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return returns
 
 
@@ -82,12 +84,12 @@ def _mp4(path: Path, pictures: Iterator[Picture], fps: int) -> None:
 
 def _gif(path: Path, pictures: Iterator[Picture], fps: int) -> None:
     every = max(1, round(_FEWEST_GIF_MS * fps / 1000))  # a fast world is shown in fewer pictures, not in slow motion
-    kept = (
-        Image.fromarray(picture).quantize(64, Image.Quantize.FASTOCTREE)
-        for j, picture in enumerate(pictures)
-        if j % every == 0
-    )
+    kept = (_few_colours(picture) for j, picture in enumerate(pictures) if j % every == 0)
     first = next(kept)
     first.save(
         path, save_all=True, append_images=kept, duration=round(1000 * every / fps / 10) * 10, loop=0, optimize=False
     )
+
+
+def _few_colours(picture: Picture) -> Image.Image:
+    return Image.fromarray(picture).quantize(64, Image.Quantize.FASTOCTREE)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from core.errors import Failure, Mistake
 
+_START_S = 120.0
 _DEADLINE_S = 120.0
 _ALIGN = 64
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -54,7 +55,7 @@ class Crew:
         world: str,
         deadline_s: float = _DEADLINE_S,
     ) -> None:
-        self._world, self._deadline_s, count = world, deadline_s, len(obs)
+        self._world, self._limit_s, count = world, _START_S, len(obs)
         workers = min(workers, count)
         self._owner = np.arange(count) * workers // count
         self._pipes: list[Connection] = []
@@ -68,7 +69,6 @@ class Crew:
             with _one_thread():
                 for w in range(workers):
                     ours, theirs = context.Pipe()
-                    _bound(ours, deadline_s)
                     self._pipes.append(ours)
                     mine = np.flatnonzero(self._owner == w).tolist()
                     process = context.Process(
@@ -77,8 +77,10 @@ class Crew:
                     process.start()
                     self._processes.append(process)
                     theirs.close()  # only the worker holds it now, so its death is the end of the pipe
+            self._limit(_START_S)
             for w in range(workers):
                 self._answer(w)
+            self._limit(deadline_s)
         except BaseException:
             self.close()
             raise
@@ -139,6 +141,15 @@ class Crew:
             self.close()  # an answer that was not read would be taken for the next one
             raise
 
+    def _limit(self, seconds: float) -> None:
+        """No read or write of a pipe blocks for longer, not even in the middle of a message."""
+        self._limit_s = seconds
+        span = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        for pipe in self._pipes:
+            with socket.socket(fileno=os.dup(pipe.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
+
     def _answer(self, w: int) -> Any:
         try:
             kind, value = self._pipes[w].recv()
@@ -152,20 +163,12 @@ class Crew:
 
     def _lost(self, w: int, error: Exception) -> Failure:
         if isinstance(error, BlockingIOError):
-            return Failure(f"{self._name(w)} did not answer within {self._deadline_s:g} s")
+            return Failure(f"{self._name(w)} did not answer within {self._limit_s:g} s")
         self._processes[w].join(2.0)
         return Failure(f"{self._name(w)} died (exit code {self._processes[w].exitcode})")
 
     def _name(self, w: int) -> str:
         return f"worker {w} of {len(self._pipes)} of '{self._world}' (process {self._processes[w].pid})"
-
-
-def _bound(pipe: Connection, seconds: float) -> None:
-    """No read or write of this pipe blocks for longer, not even in the middle of a message."""
-    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    with socket.socket(fileno=os.dup(pipe.fileno())) as same:
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 @contextmanager

@@ -37,9 +37,8 @@ class WorldConfig:
 
 
 def draw_in_memory() -> None:
-    """Pictures need neither a screen nor a loudspeaker: do not let pygame look for them and complain."""
+    """Pictures need no screen: do not let pygame look for one and complain that there is none."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 
 
 class Step(NamedTuple):
