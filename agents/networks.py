@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 
 @dataclass
 class Tape:
-    """What a forward pass leaves for the backward pass; its arrays are used again by the next pass of the same shape."""
+    """What a forward pass leaves for the backward pass; its arrays are used again by the next pass."""
 
     inputs: list[F32] = field(default_factory=list)
     scratch: dict[Any, F32] = field(default_factory=dict)
@@ -56,12 +56,12 @@ class MLP:
 
     def layers(self, W: F32) -> list[tuple[F32, F32]]:
         """Views of ``W[..., d]``: weights (..., inputs, outputs) and biases (..., outputs)."""
-        assert W.shape[-1] == self.width, (W.shape, self.width)
-        found, at = [], 0
+        lead, found, at = W.shape[:-1], [], 0
         for a, b in zip(self.sizes, self.sizes[1:], strict=False):
-            weight = W[..., at : at + a * b].reshape(*W.shape[:-1], a, b)
-            found.append((weight, W[..., at + a * b : at + a * b + b]))
-            at += (a + 1) * b
+            middle, end = at + a * b, at + (a + 1) * b
+            found.append((W[..., at:middle].reshape(*lead, a, b), W[..., middle:end]))
+            at = end
+        assert W.shape[-1] == at, (W.shape, at)
         return found
 
     def initial(self, streams: Streams, gains: tuple[float, float] | None = None) -> F32:
@@ -96,14 +96,15 @@ class MLP:
         layers = self.layers(W)
         tape.inputs = [x]
         for index, (weight, bias) in enumerate(layers):
-            h = tape.inputs[-1]
-            lead = np.broadcast_shapes(h.shape[:-2], weight.shape[:-2])
+            h, lead = tape.inputs[-1], bias.shape[:-1]
+            if h.shape[:-2] != lead:
+                lead = np.broadcast_shapes(h.shape[:-2], lead)
+                bias = np.broadcast_to(bias, (*lead, bias.shape[-1]))
             z = tape.buffer(index, (*lead, h.shape[-2], weight.shape[-1]))
             _product(h, weight, z, self.precision)
             hidden = index < len(layers) - 1
-            every = np.ascontiguousarray(np.broadcast_to(bias, (*lead, bias.shape[-1]))).reshape(-1, bias.shape[-1])
             kind = self.activation if hidden else "tanh" if self.squash else "none"
-            _BIASED[kind](z.reshape(-1, *z.shape[-2:]), every)
+            _BIASED[kind](z.reshape(-1, *z.shape[-2:]), np.ascontiguousarray(bias).reshape(-1, bias.shape[-1]))
             tape.inputs.append(z)
         return tape.inputs[-1]
 
@@ -118,7 +119,7 @@ class MLP:
             weight, slot, h = layers[index][0], slots[index], tape.inputs[index]
             if slot is not None:
                 _product(np.swapaxes(h, -1, -2), dy, slot[0], self.precision)
-                np.sum(dy, axis=-2, out=slot[1])
+                slot[1][...] = _sums(dy.reshape(-1, *dy.shape[-2:])).reshape(slot[1].shape)
             if index == 0 and not want_dx:
                 return None
             dx = tape.buffer(("d", index), (*dy.shape[:-1], weight.shape[-2]))
@@ -130,15 +131,33 @@ class MLP:
         return None
 
 
+# Without units for bf16 torch would compute in float32 as well, only slower on thin matrices.
+_BF16_UNITS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_THIN = 16
+
+
 def _product(a: F32, b: F32, out: F32, precision: str) -> None:
-    """out = a @ b. The BLAS under numpy uses what the processor has; bf16 goes through torch, which knows bf16 units."""
+    """out = a @ b. The BLAS under numpy uses what the processor has; bf16 goes through torch, which knows its units."""
     if a.shape[-1] == 1:
         np.multiply(a, b, out=out)
-    elif precision == "float32":
+    elif precision == "float32" or not _BF16_UNITS or min(a.shape[-1], b.shape[-1]) < _THIN:
         np.matmul(a, b, out=out)
     else:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
         torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
+
+
+@njit(cache=True)
+def _sums(x):  # type: ignore[no-untyped-def]
+    """(L, b, n) -> (L, n), row by row."""
+    out = np.zeros((x.shape[0], x.shape[2]), np.float32)
+    for k in range(x.shape[0]):
+        total = out[k]
+        for i in range(x.shape[1]):
+            row = x[k, i]
+            for j in range(row.shape[0]):
+                total[j] += row[j]
+    return out
 
 
 @njit(cache=True, inline="always", fastmath=True, error_model="numpy")
