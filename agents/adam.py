@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from core.rows import Rows
 
 F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 
 class Adam(Rows):

@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 
 
 class Step(Protocol):
-    """What a world's step returns, axes (agent, copy); ``next_obs`` is the true successor, ``obs`` what to act on now."""
+    """What a step returns, axes (agent, copy); ``next_obs`` is the true successor, ``obs`` what to act on now."""
 
     obs: F32
     reward: F32
@@ -208,4 +208,5 @@ def action_range(space: spaces.Space[Any]) -> tuple[F32, F32]:
     """The centre and the half-width of a bounded Box; refuses other spaces."""
     if not (isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all()):
         raise Mistake(f"this algorithm needs bounded continuous actions, the world has {space}")
-    return (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    return (high + low) / np.float32(2), (high - low) / np.float32(2)

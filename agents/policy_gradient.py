@@ -99,7 +99,7 @@ class PolicyGradientFleet(Fleet):
         return self.ascent(self.policy, self.sample(self.policy, self.config.batch))
 
     def sample(self, W: F32, batch: int, report: Report | None = None) -> Trajectories:
-        """``batch`` whole episodes of every agent, played by the policies ``W``, as many at a time as there are copies."""
+        """``batch`` whole episodes of every agent, played by the policies ``W``, as many at once as there are copies."""
         copies = self.worlds.copies
         waves = [self._wave(W, min(copies, batch - done)) for done in range(0, batch, copies)]
         found = waves[0] if len(waves) == 1 else _joined(waves)
@@ -139,12 +139,13 @@ class PolicyGradientFleet(Fleet):
         """g (K, d): the mean over timesteps of weight * grad log pi A, at the policies ``W``."""
         G = np.empty_like(W)
         advantage = self.advantages(found)
-        scale = (np.arange(advantage.shape[1]) < found.used[:, None]) / found.used[:, None].astype(np.float32)
-        scale = scale.astype(np.float32) if weight is None else (scale * weight).astype(np.float32)
+        used = found.used[:, None]
+        scale = ((np.arange(advantage.shape[1]) < used) / used).astype(np.float32)
+        d: F32 = scale * advantage if weight is None else scale * weight * advantage
         for rows, stretch in self._chunks(found):
             said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
             back = said.nothing()
-            said.log_prob_back(found.action[rows, stretch], scale[rows, stretch] * advantage[rows, stretch], back)
+            said.log_prob_back(found.action[rows, stretch], d[rows, stretch], back)
             self.shape.backward(W[rows], self._tape, back, G[rows])
         return G
 

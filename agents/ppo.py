@@ -1,11 +1,12 @@
 """PPO (Schulman 2017) for K agents, each with a policy of its own and a value function that nobody else sees.
 
-An iteration is a rollout of T steps in every copy and some epochs over it. With neighbours linked, the loss also carries
-the KL between an agent's policy and frozen copies of theirs.
+An iteration is a rollout of T steps in every copy and some epochs over it. With neighbours linked, the loss also
+carries the KL between an agent's policy and frozen copies of theirs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -70,7 +71,7 @@ class Links(NamedTuple):
     """Frozen policies (m, d), and for each agent which of them (K, J) weigh how much (K, J) in its loss."""
 
     policies: F32
-    index: NDArray[np.int64]
+    which: NDArray[np.int64]
     weight: F32
 
 
@@ -135,7 +136,7 @@ class PPOFleet(Fleet):
     def take(self, rows: Any) -> PPOFleet:
         part: PPOFleet = super().take(rows)
         if self.links is not None:
-            part.links = Links(self.links.policies, self.links.index[rows], self.links.weight[rows])
+            part.links = Links(self.links.policies, self.links.which[rows], self.links.weight[rows])
         part._tapes = (Tape(), Tape())
         part._gradients = (np.empty_like(part.policy), np.empty_like(part.value))
         return part
@@ -208,11 +209,13 @@ class PPOFleet(Fleet):
             self.observations.add(raw.reshape(K, -1, width))
         lam = self.config.gae_lambda if self.config.gae else 1.0
         advantage = equations.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
-        arrays = [
-            x.reshape(K, T * n, *x.shape[3:]) for x in (obs, action, outputs, advantage, advantage + value, value)
-        ]
-        log_prob = self._said(arrays[2], self.policy).log_prob(arrays[1])
-        return Rollout(*arrays[:3], log_prob, *arrays[3:])
+
+        def flat(x: NDArray[Any]) -> NDArray[Any]:
+            return x.reshape(K, T * n, *x.shape[3:])
+
+        log_prob = self._said(flat(outputs), self.policy).log_prob(flat(action))
+        rest = flat(advantage), flat(advantage + value), flat(value)
+        return Rollout(flat(obs), flat(action), flat(outputs), log_prob, *rest)
 
     def _said(self, outputs: F32, policy: F32) -> Outputs:
         """The distribution that these outputs of ``policy`` stand for."""
@@ -252,7 +255,7 @@ class PPOFleet(Fleet):
             order = self.shuffles.permutation(B)
             epoch = Rollout(*(array[k, order] for array in rollout))
             theirs = None if neighbours is None else [outputs[k, order] for outputs in neighbours]
-            for begin, end in zip(edges, edges[1:], strict=False):
+            for begin, end in itertools.pairwise(edges):
                 batch = Rollout(*(array[:, begin:end] for array in epoch))
                 near = None if theirs is None else [outputs[:, begin:end] for outputs in theirs]
                 for name, share in self._backward(batch, before, near).items():
@@ -284,7 +287,7 @@ class PPOFleet(Fleet):
         return self.config.learning_rate * max(0.0, 1.0 - done / self.config.anneal_over)
 
     def _backward(self, batch: Rollout, before: F32, near: list[F32] | None) -> dict[str, F32]:
-        """The gradient of the loss on a minibatch, into the two gradient matrices; returns the shares per sample (K, b)."""
+        """The loss's gradient on a minibatch, into the two gradient matrices; returns its shares per sample (K, b)."""
         config, b = self.config, np.float32(batch.value.shape[1])
         now = self.shape.outputs(self.policy, batch.obs, self._tapes[0])
         back = now.nothing()
@@ -321,14 +324,14 @@ class PPOFleet(Fleet):
         if not self.config.penalty or self.links is None:
             return None
         nets, _ = self.shape.split(self.links.policies)
-        return [self.shape.net.forward(nets[index], obs) for index in self.links.index.T]
+        return [self.shape.net.forward(nets[index], obs) for index in self.links.which.T]
 
     def _penalty(self, now: Outputs, near: list[F32], back: Back) -> F32:
         """sum_j C[k][j] KL_kj on every state, (K, b); its derivative by the agent's own outputs goes into ``back``."""
         assert self.links is not None
         total = np.zeros(now.values.shape[:2], np.float32)
-        scale = self.config.penalty_coef / total.shape[1]
-        for index, weight, outputs in zip(self.links.index.T, self.links.weight.T, near, strict=True):
+        scale = self.config.penalty_coef / now.values.shape[1]
+        for index, weight, outputs in zip(self.links.which.T, self.links.weight.T, near, strict=True):
             other = self._said(outputs, self.links.policies[index])
             d = np.broadcast_to((scale * weight[:, None]).astype(np.float32), total.shape)
             if self.config.penalty_direction == "forward":
@@ -343,4 +346,5 @@ class PPOFleet(Fleet):
 
 def _mean(parts: list[F32]) -> NDArray[Any]:
     """The mean over all samples of all minibatches, (K,)."""
-    return np.concatenate(parts, axis=-1).mean(-1)
+    mean: NDArray[Any] = np.concatenate(parts, axis=-1).mean(-1)
+    return mean

@@ -53,18 +53,25 @@ class Replay(Rows):
 
     def gather(self, index: NDArray[np.int64]) -> Batch:
         """The transitions at these places, (K, b)."""
-        k = self._rows[:, None]
-        return Batch(
-            self.obs[k, index], self.action[k, index], self.reward[k, index],
-            self.terminated[k, index], self.truncated[k, index], self.next_obs[k, index],
-        )  # fmt: skip
+        shape = index.shape
+        batch = Batch(
+            np.empty((*shape, self.obs.shape[2]), np.float32),
+            np.empty((*shape, self.action.shape[2]), np.float32),
+            np.empty(shape, np.float32),
+            np.empty(shape, np.bool_),
+            np.empty(shape, np.bool_),
+            np.empty((*shape, self.next_obs.shape[2]), np.float32),
+        )
+        memory = (self.obs, self.action, self.reward, self.terminated, self.truncated, self.next_obs)
+        _gather(self._rows, index, *memory, *batch)
+        return batch
 
     def take(self, rows: Any) -> Replay:
         part = object.__new__(Replay)
         part.__dict__ |= self.__dict__ | {"_rows": self._rows[rows]}
         return part
 
-    def put(self, rows: Any, part: Replay) -> None:  # type: ignore[override]
+    def put(self, rows: Any, part: Replay) -> None:
         """Nothing to do: the memory is shared."""
 
 
@@ -82,3 +89,17 @@ def _add(rows, obs, action, reward, terminated, truncated, next_obs, stored, o, 
             truncated[k, at] = tr[j, i]
             next_obs[k, at] = no[j, i]
             stored[k] += 1
+
+
+@njit(cache=True)
+def _gather(rows, index, obs, action, reward, terminated, truncated, next_obs, o, a, r, te, tr, no):  # type: ignore[no-untyped-def]
+    for j in range(len(rows)):
+        k = rows[j]
+        for i in range(index.shape[1]):
+            at = index[j, i]
+            o[j, i] = obs[k, at]
+            a[j, i] = action[k, at]
+            r[j, i] = reward[k, at]
+            te[j, i] = terminated[k, at]
+            tr[j, i] = truncated[k, at]
+            no[j, i] = next_obs[k, at]

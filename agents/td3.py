@@ -141,7 +141,7 @@ class TD3Fleet(Fleet):
 
     def critic_gradient(self, batch: Batch) -> tuple[F32, F32]:
         """The twin loss (K,) and its gradient (K, d) on a batch."""
-        K, b = batch.reward.shape
+        K = len(batch.reward)
         target = self._tapes["targets"]
         action = self.actor_net.forward(self.actor_target, batch.next_obs, target)
         noise = (self.config.smoothing * self.noise.normal(*action.shape[1:])).astype(np.float32)
@@ -158,7 +158,7 @@ class TD3Fleet(Fleet):
 
     def actor_gradient(self, batch: Batch) -> tuple[F32, F32]:
         """-mean Q1(s, mu(s)) (K,) and its gradient (K, d) on a batch."""
-        K, b = batch.reward.shape
+        b = batch.reward.shape[1]
         tape, first = self._tapes["actor"], self._twins(self.critic)[:, 0]
         action = self.actor_net.forward(self.actor, batch.obs, tape)
         pairs = self._pairs("policy", batch.obs, action)[:, 0]

@@ -93,14 +93,14 @@ def evaluate(
         session.fleet.load_learned(learned)
         records = directory.read_metrics()
         if records:
-            session.fleet.worlds.steps[...] = records[-1]["steps"]
+            session.worlds.steps[...] = records[-1]["steps"]
         rows = Table("agent", "mean return", "std", "worst", "best", box=None)
         for k, returns in enumerate(session.evaluate()):
             figures = (np.mean(returns), np.std(returns), np.min(returns), np.max(returns))
             rows.add_row(str(k), *(f"{figure:.1f}" for figure in figures))
         Console().print(rows)
         if video is not None:
-            record(session.fleet.worlds, session.fleet.act, video, agent)
+            record(session.worlds, session.fleet.act, video, agent)
             say.print(f"filmed agent {agent}: {video}")
     finally:
         session.close()

@@ -11,6 +11,7 @@ from client.session import Session
 from strategies import messages
 
 app = ClientApp()
+Metrics = dict[str, int | float | list[int] | list[float]]
 
 
 @app.train()
@@ -21,7 +22,11 @@ def train(message: Message, context: Context) -> Message:
     work = message.content.config_records[messages.CONFIG]["work"]
     report = session.train(int(work))  # type: ignore[arg-type]
     remember(context, session)
-    metrics = {"party": number_of(context), "steps": int(report.steps[0]), "updates": int(report.updates[0])}
+    metrics: Metrics = {
+        "party": number_of(context),
+        "steps": int(report.steps[0]),
+        "updates": int(report.updates[0]),
+    }
     totals = [episode.total for episode in report.episodes]
     if totals:
         metrics["training-return"] = float(np.mean(totals))
@@ -35,7 +40,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Judge the weights that came in this party's world."""
     session = party(context)
     _load(session, message)
-    metrics = {"party": number_of(context), "return": float(session.evaluate().mean())}
+    metrics: Metrics = {"party": number_of(context), "return": float(session.evaluate().mean())}
     remember(context, session)
     return Message(messages.content(metrics=MetricRecord(metrics)), reply_to=message)
 

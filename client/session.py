@@ -34,9 +34,7 @@ class RunConfig:
     work: int = option(
         10, "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches.", low=1
     )
-    evaluate_episodes: int = option(
-        10, "Episodes per agent that judge it after each round; 0 judges by training.", low=0
-    )
+    evaluate_episodes: int = option(10, "Episodes per agent that judge it after a round; 0: training judges.", low=0)
     evaluate: str = option("greedy", "How agents act when judged.", choices=("greedy", "sampled"))
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
     threads: int = option(
@@ -61,8 +59,8 @@ class Session(Rows):
         torch.set_num_threads(config.threads)
         threadpool_limits(config.threads)
         seeds = agent_seeds(config.seed, self.numbers)
-        worlds = make_worlds(config.world, seeds, self.numbers, render)
-        self.fleet: Fleet = make_fleet(config, worlds, seeds)
+        self.worlds = make_worlds(config.world, seeds, self.numbers, render)
+        self.fleet: Fleet = make_fleet(config, self.worlds, seeds)
         self.judges = None
         if config.evaluate_episodes:
             judged = WorldConfig(**{**vars(config.world), "copies": config.evaluate_episodes, "workers": 0})
@@ -76,11 +74,11 @@ class Session(Rows):
     def evaluate(self) -> NDArray[np.float64]:
         """Returns (K, episodes) in the world as each agent knows it now; judging moves no world on."""
         assert self.judges is not None
-        self.judges.steps[...] = self.fleet.worlds.steps
+        self.judges.steps[...] = self.worlds.steps
         return self.fleet.evaluate(self.judges, explore=self.config.evaluate == "sampled")
 
     def close(self) -> None:
-        self.fleet.worlds.close()
+        self.worlds.close()
         if self.judges is not None:
             self.judges.close()
 

@@ -79,7 +79,7 @@ def summary(run: RunDirectory, interrupted: bool) -> Record:
     """What a run comes to: means over agents."""
     records = run.read_metrics()
     returns = [float(np.mean([r for r in record["return"] if r is not None] or [np.nan])) for record in records]
-    return clean(
+    found: Record = clean(
         {
             "run_dir": str(run.path),
             "rounds": len(records),
@@ -90,6 +90,7 @@ def summary(run: RunDirectory, interrupted: bool) -> Record:
             "interrupted": interrupted,
         }
     )
+    return found
 
 
 def clean(value: Any) -> Any:

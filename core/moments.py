@@ -1,7 +1,7 @@
 """Running mean and variance per agent, in two stretches: what came from the federation, and what was seen since.
 
-What travels is what was seen since the last exchange. Merging adds it up by the parallel-variance formula (Chan 1979), so
-nothing is counted twice and nothing is averaged that is not an average.
+What travels is what was seen since the last exchange. Merging adds it up by the parallel-variance formula (Chan 1979),
+so nothing is counted twice and nothing is averaged that is not an average.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def save(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> No
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{_META: text}, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **{_META: text}, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

@@ -30,9 +30,7 @@ class FederationConfig:
 
     rounds: int = option(10, "Rounds of the federation.", low=1)
     parts: str = option("", "Parts that are exchanged, such as actor,critic; empty: all parts of the fleet.")
-    wait_s: float = option(
-        60.0, "Seconds to wait for all parties before a round goes on with those that are here.", above=0
-    )
+    wait_s: float = option(60.0, "Seconds to wait for all parties before a round goes on with those present.", above=0)
     timeout_s: float = option(600.0, "Seconds after which a round stops waiting for replies.", above=0)
     out: str = option("out/federation", "Where run directories are made.")
 

@@ -25,9 +25,10 @@ Record = dict[str, Any]
 class FedAvg(Strategy):
     """Every round all parties train from the same weights and send theirs back; a rule makes them one.
 
-    ``widths`` are the exchanged arrays and their lengths. Those named ``moments...`` hold what a party has seen since the
-    last exchange, and are added up by the parallel-variance formula; the others are parts, and go to the rule. A reply that breaks the message contract is refused with a
-    named reason, counted, and never reaches the rule. ``tell`` gets a record of every round.
+    ``widths`` are the exchanged arrays and their lengths. Those named ``moments...`` hold what a party has seen since
+    the last exchange, and are added up by the parallel-variance formula; the others are parts, and go to the rule. A
+    reply that breaks the message contract is refused with a named reason, counted, and never reaches the rule.
+    ``tell`` gets a record of every round.
     """
 
     def __init__(

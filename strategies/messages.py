@@ -1,7 +1,8 @@
 """What a message may hold, checked on both sides.
 
 train     ->  arrays: one float32 vector per exchanged part or moments;  config: work (int)
-          <-  arrays: the same, moments holding what was seen since;  metrics: party, steps, updates (weights of the mean), training-return
+          <-  arrays: the same, moments holding what was seen since;
+              metrics: party, steps, updates (the weights of the mean), training-return
 evaluate  ->  arrays: one float32 vector per exchanged part
           <-  metrics: party, return
 query     ->  nothing
