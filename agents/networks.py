@@ -143,8 +143,10 @@ def _product(a: F32, b: F32, out: F32, precision: str) -> None:
     elif precision == "float32" or not _BF16_UNITS or min(a.shape[-1], b.shape[-1]) < _THIN:
         np.matmul(a, b, out=out)
     else:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+        products: Any = torch.backends.mkldnn.matmul
+        before, products.fp32_precision = products.fp32_precision, "bf16"
         torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
+        products.fp32_precision = before  # it is the whole process's, and others did not ask for bf16
 
 
 @njit(cache=True)

@@ -190,13 +190,14 @@ def test_bf16_is_float32_to_bf16_precision(lead):
         assert np.isfinite(found).all()
 
 
-def test_bf16_does_not_reach_other_products():
+def test_bf16_does_not_reach_other_products(monkeypatch):
     """Asking for bf16 in one network leaves the products of everybody else in the process as they were."""
+    monkeypatch.setattr(networks, "_BF16_UNITS", True)
     products = torch.backends.mkldnn.matmul
     before = products.fp32_precision
     try:
         products.fp32_precision = "ieee"
-        net, W, x, _ = case((2,), (False,))
+        net, W, x, _ = case((2,), (False,), (32, 32, 32))
         MLP(net.sizes, precision="bf16").forward(W, x)
         assert products.fp32_precision == "ieee"
     finally:
