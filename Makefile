@@ -27,8 +27,8 @@ help: ## Show this list
 
 setup: .venv/dev ## Install into .venv (done by every other target when it is needed)
 
-run: .venv/dev ## Train a small federation and draw its curve
-	$(BIN)/fedrl run conf/quick.toml --out out/quick
+run: .venv/dev ## Train ten agents on CartPole and draw their curve
+	$(BIN)/fedrl run conf/quick.toml
 
 test: .venv/dev ## Run the tests, without the slow ones
 	$(PYTEST) -n $(WORKERS) -m "not slow" tests

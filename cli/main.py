@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core.errors import Failure, Mistake
@@ -56,12 +57,13 @@ def run(
     records = directory.read_metrics()
     if records:
         plots.curves(directory.curve, {config.algorithm: records}, f"{config.algorithm} on {config.world.id}")
+        summary["picture"] = str(directory.curve)
     if as_json:
         print(json.dumps(summary))
     else:
         show(summary)
     if summary["interrupted"]:
-        say.print(f"interrupted; go on with: fedrl run --resume {directory.path}")
+        say.print(f"interrupted; go on with: fedrl run --resume {directory.path}", soft_wrap=True)
         raise typer.Exit(130)
 
 
@@ -181,5 +183,5 @@ def main() -> None:
     except (Mistake, Failure) as error:
         if debug:
             raise
-        say.print(f"[red]fedrl:[/red] {error}", markup=True)
+        say.print(f"[red]fedrl:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2 if isinstance(error, Mistake) else 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from agents.td3 import TD3Config
 from core.config import dashed, option, table
 from core.errors import Mistake
 from core.rows import Rows
-from core.streams import agent_seeds, child
+from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 
 
@@ -63,8 +63,8 @@ class Session(Rows):
         self.fleet: Fleet = make_fleet(config, self.worlds, seeds)
         self.judges = None
         if config.evaluate_episodes:
-            judged = WorldConfig(**{**vars(config.world), "copies": config.evaluate_episodes, "workers": 0})
-            self.judges = make_worlds(judged, [child(seed, "judge") for seed in seeds], self.numbers)
+            judged = replace(config.world, copies=config.evaluate_episodes, workers=0)
+            self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
             if not self.judges.horizon:
                 raise Mistake(f"'{config.world.id}' never ends by itself; set world.horizon, or evaluate-episodes=0")
 
