@@ -37,6 +37,7 @@ class Worlds(Protocol):
     agents: int
     copies: int
     horizon: int
+    exact: bool
     observation_space: spaces.Box
     action_space: spaces.Space[Any]
     obs: F32
@@ -173,6 +174,14 @@ class Fleet(Rows):
     def gradient(self, part: str) -> F32:
         """The ascent or descent direction (K, d) of a part on fresh data, without a step."""
         raise NotImplementedError
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        if not self.worlds.exact:
+            self.end_episodes()
+        return super().state()
+
+    def end_episodes(self) -> None:
+        """Forget the episodes in progress: saving these worlds' state is about to end them."""
 
     def take(self, rows: Any) -> Any:
         part = super().take(rows)

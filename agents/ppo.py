@@ -141,6 +141,10 @@ class PPOFleet(Fleet):
         part._gradients = (np.empty_like(part.policy), np.empty_like(part.value))
         return part
 
+    def end_episodes(self) -> None:
+        self.meter.clear()
+        self.running[...] = 0.0
+
     def link(self, policies: F32, matrix: F32) -> None:
         """From now on agent k is pulled towards frozen ``policies`` (m, d) with weights ``matrix`` (K, m)."""
         assert policies.shape == (matrix.shape[1], self.shape.width) and len(matrix) == self.agents, policies.shape

@@ -70,6 +70,8 @@ class Worlds(Rows):
     action_space: spaces.Space[Any]
     obs: F32
     steps: NDArray[np.int64]
+    exact: bool = True
+    """Whether ``state()`` holds the episodes in progress, or ends them."""
     fps: int = 30
     """Pictures per second of a recording that runs as fast as the world."""
 
