@@ -255,8 +255,9 @@ class PPOFleet(Fleet):
         norms: list[F32] = []
         edges = np.linspace(0, B, config.minibatches + 1).astype(int)
         k = np.arange(K)[:, None]
-        for _ in range(config.epochs):
-            order = self.shuffles.permutation(B)
+        done = np.zeros(K, np.int64)
+        # Drawn before any agent stops: how far an agent's stream goes must not depend on how long others go on.
+        for order in [self.shuffles.permutation(B) for _ in range(config.epochs)]:
             epoch = Rollout(*(array[k, order] for array in rollout))
             theirs = None if neighbours is None else [outputs[k, order] for outputs in neighbours]
             for begin, end in itertools.pairwise(edges):
@@ -267,19 +268,21 @@ class PPOFleet(Fleet):
                 norm, cut = norm_cut(config.max_grad_norm, *self._gradients)
                 self.policy_adam.step(self.policy, self._gradients[0], self._rate(), cut, going)
                 self.value_adam.step(self.value, self._gradients[1], self._rate(), cut, going)
-                report.updates += going
-                norms.append(norm)
+                done += going
+                norms.append(norm[:, None])
             if config.objective == "clip" and config.target_kl > 0:
-                going &= _mean(shares["approx-kl"][-config.minibatches :]) <= 1.5 * config.target_kl
+                drift = np.concatenate(shares["approx-kl"][-config.minibatches :], axis=-1).mean(-1)
+                going &= drift <= 1.5 * config.target_kl
                 if not going.any():
                     break
-        measured = {name: _mean(parts) for name, parts in shares.items()}
+        report.updates += done
+        measured = {name: _mean(parts, done) for name, parts in shares.items()}
         if config.objective == "kl":
             old = self._said(rollout.outputs, before)
             measured["kl"] = old.kl(self.shape.outputs(self.policy, rollout.obs)).mean(-1)
             self.beta[...] = equations.adapted_beta(self.beta, measured["kl"], config.target_kl)
             measured["beta"] = self.beta.copy()
-        measured["gradient-norm"] = np.mean(norms, axis=0)
+        measured["gradient-norm"] = _mean(norms, done)
         measured["explained-variance"] = equations.explained_variance(rollout.value, rollout.target)
         return measured
 
@@ -348,7 +351,11 @@ class PPOFleet(Fleet):
         return total
 
 
-def _mean(parts: list[F32]) -> NDArray[Any]:
-    """The mean over all samples of all minibatches, (K,)."""
-    mean: NDArray[Any] = np.concatenate(parts, axis=-1).mean(-1)
-    return mean
+def _mean(parts: list[F32], done: NDArray[np.int64]) -> NDArray[Any]:
+    """The mean over all samples of each agent's first ``done`` minibatches, (K,)."""
+    whole = np.concatenate(parts, axis=-1)
+    ends = np.cumsum([part.shape[-1] for part in parts])
+    if (done == len(parts)).all():
+        mean: NDArray[Any] = whole.mean(-1)
+        return mean
+    return np.array([row[: ends[count - 1]].mean() for row, count in zip(whole, done, strict=True)])

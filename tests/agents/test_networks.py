@@ -9,32 +9,14 @@ import torch
 from agents import networks
 from agents.networks import MLP, Tape
 from core.streams import Streams
+from tests.agents.slow import mlp, row_of
 from tests.agents.tiny import spread
 
 KINDS = [(a, s) for a in ("relu", "tanh") for s in (False, True)]
 
 
 def module(net: MLP, row: np.ndarray) -> torch.nn.Sequential:
-    """One network as torch writes it, in float64."""
-    activation = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[net.activation]
-    layers: list[torch.nn.Module] = []
-    at = 0
-    for a, b in zip(net.sizes, net.sizes[1:], strict=False):
-        layer = torch.nn.Linear(a, b).double()
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(row[at : at + a * b].reshape(a, b).T))
-            layer.bias.copy_(torch.tensor(row[at + a * b : at + a * b + b]))
-        at += (a + 1) * b
-        layers += [layer, activation()]
-    assert at == len(row)
-    layers.pop()
-    return torch.nn.Sequential(*layers, *([torch.nn.Tanh()] if net.squash else []))
-
-
-def gradient(one: torch.nn.Sequential) -> np.ndarray:
-    """The gradient in the order of a row."""
-    parts = [p for m in one if isinstance(m, torch.nn.Linear) for p in (m.weight.grad.T, m.bias.grad)]
-    return np.concatenate([p.reshape(-1).numpy() for p in parts])
+    return mlp(net.sizes, net.activation, net.squash, row)
 
 
 def case(lead, shared, sizes=(5, 8, 6, 3), b=9, seed=0, **kind):
@@ -63,7 +45,7 @@ def test_forward_and_backward(activation, squash, lead, shared, sizes, b):
         found = one(given)
         found.backward(torch.tensor(dy[at], dtype=torch.float64))
         np.testing.assert_allclose(y[at], found.detach().numpy(), rtol=1e-4, atol=5e-6)
-        np.testing.assert_allclose(G[at], gradient(one), rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(G[at], row_of(one, gradient=True), rtol=1e-3, atol=2e-5)
         np.testing.assert_allclose(dx[at], given.grad.numpy(), rtol=1e-3, atol=2e-5)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from core.rows import Rows
 from core.streams import Streams
 from envs.worlds import Step, Worlds
 
@@ -26,6 +26,9 @@ class Tiny(Worlds):
         self.obs = np.zeros((self.agents, copies, *self.observation_space.shape), np.float32)
         self.reset()
 
+    chance = 0.0
+    """How often a step ends its episode by terminating it."""
+
     def show(self, number: np.ndarray) -> np.ndarray:
         """An observation from a number in [0, 1)."""
         raise NotImplementedError
@@ -35,7 +38,7 @@ class Tiny(Worlds):
 
     def _new(self, active: np.ndarray) -> np.ndarray:
         before = self.streams.counts.copy()
-        number = self.streams.uniform(1)[..., 0]
+        self.number = number = self.streams.uniform(1)[..., 0]
         self.streams.counts[~active] = before[~active]
         return np.where(active[..., None], self.show(number), self.obs).astype(np.float32)
 
@@ -50,12 +53,13 @@ class Tiny(Worlds):
         self.steps += active.sum(axis=1)
         self.clock += active
         self.obs = next_obs = self._new(active)
-        over = active & (self.clock >= self.horizon)
+        fallen = active & (self.number < self.chance)
+        late = active & ~fallen & (self.clock >= self.horizon)
+        ends = (fallen, late) if self.truncates else (fallen | late, np.zeros_like(late))
+        over = fallen | late
         if over.any():
-            self.obs = self._new(over)
             self.clock[over] = 0
-        never = np.zeros_like(over)
-        ends = (never, over) if self.truncates else (over, never)
+            self.obs = self._new(over)
         return Step(self.obs, reward, *ends, next_obs)
 
     def take(self, rows: Any) -> Any:
@@ -100,6 +104,20 @@ class Aim(Echo):
         return -((actions[..., 0] - 0.6) ** 2)
 
 
+class Wide(Tiny):
+    """Two actions whose range no policy leaves; episodes terminate now and then, or are cut."""
+
+    observation_space = spaces.Box(-5.0, 5.0, (3,), np.float32)
+    action_space = spaces.Box(-100.0, 100.0, (2,), np.float32)
+    chance = 0.12
+
+    def show(self, number: np.ndarray) -> np.ndarray:
+        return np.stack([4.0 * number - 1.0, np.sin(9.0 * number), self.clock / 5.0], axis=-1)
+
+    def pay(self, obs: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return 1.0 - ((actions - obs[..., :2]) ** 2).sum(-1)
+
+
 class Clock(Tiny):
     """Shows the phase of the episode, pays 1 a step: the value of every state is known."""
 
@@ -114,8 +132,10 @@ class Clock(Tiny):
         return np.ones(actions.shape)
 
 
-class Recorder:
+class Recorder(Rows):
     """A world that remembers what it showed, what was done, and what came of it."""
+
+    ROWS = ("worlds",)
 
     def __init__(self, worlds: Any) -> None:
         self.worlds = worlds
@@ -124,6 +144,8 @@ class Recorder:
         self.found: list[Step] = []
 
     def __getattr__(self, name: str) -> Any:
+        if name == "worlds" or name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.worlds, name)
 
     def step(self, actions: Any, active: Any = None) -> Step:
@@ -133,14 +155,7 @@ class Recorder:
         self.found.append(Step(*(np.array(x) for x in step)))
         return step
 
-    def take(self, rows: Any) -> Any:
-        return self.worlds.take(rows)
-
 
 def spread(shape: Sequence[int], seed: int = 0, scale: float = 1.0) -> np.ndarray:
     """Normal float32 numbers."""
     return (scale * np.random.default_rng(seed).standard_normal(tuple(shape))).astype(np.float32)
-
-
-def finite(x: Any) -> bool:
-    return bool(np.isfinite(np.asarray(x)).all()) and not math.isnan(float(np.sum(x)))
