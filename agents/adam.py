@@ -27,12 +27,7 @@ class Adam(Rows):
         self, W: F32, G: F32, rate: float, cut: F32 | None = None, active: NDArray[np.bool_] | None = None
     ) -> None:
         """W goes down G, each active row's gradient scaled by its ``cut``."""
-        ones = np.ones(len(W), np.float32)
-        everyone = np.ones(len(W), np.bool_)
-        _adam(
-            W, G, self.m, self.v, self.t, rate, *self.betas, self.epsilon,
-            ones if cut is None else cut, everyone if active is None else active,
-        )  # fmt: skip
+        _adam(W, G, self.m, self.v, self.t, rate, *self.betas, self.epsilon, cut, active)
 
 
 def norm_cut(max_norm: float, *gradients: F32) -> tuple[F32, F32]:
@@ -50,9 +45,11 @@ def _adam(W, G, m, v, t, rate, beta1, beta2, epsilon, cut, active):  # type: ign
     c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
     eps = np.float32(epsilon)
     for k in range(W.shape[0]):
-        if not active[k]:
-            continue
-        w, g, mk, vk, scale = W[k], G[k], m[k], v[k], cut[k]
+        if active is not None:
+            if not active[k]:  # noqa: SIM102 (numba leaves the outer test out where it is known)
+                continue
+        w, g, mk, vk = W[k], G[k], m[k], v[k]
+        scale = np.float32(1) if cut is None else cut[k]
         t[k] += 1
         step = np.float32(rate / (1.0 - beta1 ** t[k]))
         root = np.float32(1.0 / np.sqrt(1.0 - beta2 ** t[k]))

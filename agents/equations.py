@@ -417,11 +417,12 @@ def adapted_beta(beta: F32, measured: F32, target: float) -> F32:
 # --- TD3 --------------------------------------------------------------------------------------------------------------
 
 
-def smoothed_action(action: F32, noise: F32, limit: float) -> F32:
+@njit(cache=True)
+def smoothed_action(action, noise, limit):  # type: ignore[no-untyped-def]
     """clip(mu'(s') + clip(noise, -c, c), -1, 1): target policy smoothing, in units of the action range."""
-    assert action.shape == noise.shape, (action.shape, noise.shape)
-    smoothed: F32 = np.clip(action + np.clip(noise, -limit, limit), -1.0, 1.0).astype(np.float32)
-    return smoothed
+    assert action.shape == noise.shape
+    held = np.minimum(np.maximum(noise, -limit), limit)
+    return np.minimum(np.maximum(action + held, -1.0), 1.0).astype(np.float32)
 
 
 @njit(cache=True)

@@ -99,12 +99,11 @@ class MLP:
             h, lead = tape.inputs[-1], bias.shape[:-1]
             if h.shape[:-2] != lead:
                 lead = np.broadcast_shapes(h.shape[:-2], lead)
-                bias = np.broadcast_to(bias, (*lead, bias.shape[-1]))
             z = tape.buffer(index, (*lead, h.shape[-2], weight.shape[-1]))
             _product(h, weight, z, self.precision)
             hidden = index < len(layers) - 1
             kind = self.activation if hidden else "tanh" if self.squash else "none"
-            _BIASED[kind](z.reshape(-1, *z.shape[-2:]), np.ascontiguousarray(bias).reshape(-1, bias.shape[-1]))
+            _BIASED[kind](z.reshape(-1, *z.shape[-2:]), _flat(bias, lead))
             tape.inputs.append(z)
         return tape.inputs[-1]
 
@@ -131,22 +130,50 @@ class MLP:
         return None
 
 
-# Without units for bf16 torch would compute in float32 as well, only slower on thin matrices.
+# Thin matrices gain nothing from units for bf16 and stay in float32.
 _BF16_UNITS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 _THIN = 16
 
 
 def _product(a: F32, b: F32, out: F32, precision: str) -> None:
-    """out = a @ b. The BLAS under numpy uses what the processor has; bf16 goes through torch, which knows its units."""
+    """out = a @ b. bf16 means: factors rounded to bf16, sums in float32.
+
+    The BLAS under numpy uses what the processor has for float32; torch knows its units for bf16. Where there are none, the
+    factors are rounded all the same: a conf means the same on every machine of a fleet, and is only slower on some.
+    """
     if a.shape[-1] == 1:
-        np.multiply(a, b, out=out)
-    elif precision == "float32" or not _BF16_UNITS or min(a.shape[-1], b.shape[-1]) < _THIN:
+        lead = out.shape[:-2]
+        _outer(_flat(a[..., 0], lead), _flat(b[..., 0, :], lead), out.reshape(-1, *out.shape[-2:]))
+    elif precision == "float32" or min(a.shape[-1], b.shape[-1]) < _THIN:
         np.matmul(a, b, out=out)
+    elif not _BF16_UNITS:
+        np.matmul(_rounded(a), _rounded(b), out=out)
     else:
         products: Any = torch.backends.mkldnn.matmul
         before, products.fp32_precision = products.fp32_precision, "bf16"
         torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
         products.fp32_precision = before  # it is the whole process's, and others did not ask for bf16
+
+
+def _rounded(x: F32) -> F32:
+    near: F32 = torch.from_numpy(x).bfloat16().float().numpy()
+    return near
+
+
+def _flat(x: F32, lead: tuple[int, ...]) -> F32:
+    """(..., n) -> (L, n), one row for each of the leading axes ``lead``."""
+    if x.shape[:-1] != lead:
+        x = np.broadcast_to(x, (*lead, x.shape[-1]))
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+@njit(cache=True)
+def _outer(a, b, out):  # type: ignore[no-untyped-def]
+    for k in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            row = out[k, i]
+            for j in range(row.shape[0]):
+                row[j] = a[k, i] * b[k, j]
 
 
 @njit(cache=True)

@@ -81,6 +81,9 @@ class TD3Fleet(Fleet):
     def parts(self) -> dict[str, F32]:
         return {"actor": self.actor, "critic": self.critic}
 
+    def end_episodes(self) -> None:
+        self.meter.clear()
+
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
         return self.centre + self.half * self._command(obs, streams)
 
@@ -144,7 +147,7 @@ class TD3Fleet(Fleet):
         K = len(batch.reward)
         target = self._tapes["targets"]
         action = self.actor_net.forward(self.actor_target, batch.next_obs, target)
-        noise = (self.config.smoothing * self.noise.normal(*action.shape[1:])).astype(np.float32)
+        noise = self.config.smoothing * self.noise.normal(*action.shape[1:])
         smoothed = equations.smoothed_action(action, noise, self.config.smoothing_clip)
         twins = self._twins(self.critic_target)
         q_next = self.critic_net.forward(twins, self._pairs("next", batch.next_obs, smoothed), self._tapes["critic"])
