@@ -45,8 +45,8 @@ def _adam(W, G, m, v, t, rate, beta1, beta2, epsilon, cut, active):  # type: ign
     c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
     eps = np.float32(epsilon)
     for k in range(W.shape[0]):
-        if active is not None:
-            if not active[k]:  # noqa: SIM102 (numba leaves the outer test out where it is known)
+        if active is not None:  # noqa: SIM102 (numba knows this test when it compiles, and leaves out what is dead)
+            if not active[k]:
                 continue
         w, g, mk, vk = W[k], G[k], m[k], v[k]
         scale = np.float32(1) if cut is None else cut[k]

@@ -138,8 +138,8 @@ _THIN = 16
 def _product(a: F32, b: F32, out: F32, precision: str) -> None:
     """out = a @ b. bf16 means: factors rounded to bf16, sums in float32.
 
-    The BLAS under numpy uses what the processor has for float32; torch knows its units for bf16. Where there are none, the
-    factors are rounded all the same: a conf means the same on every machine of a fleet, and is only slower on some.
+    The BLAS under numpy uses what the processor has for float32; torch knows its units for bf16. Where there are none,
+    the factors are rounded all the same: a conf means the same on every machine of a fleet, and is only slower on some.
     """
     if a.shape[-1] == 1:
         lead = out.shape[:-2]
@@ -149,7 +149,7 @@ def _product(a: F32, b: F32, out: F32, precision: str) -> None:
     elif not _BF16_UNITS:
         np.matmul(_rounded(a), _rounded(b), out=out)
     else:
-        products: Any = torch.backends.mkldnn.matmul
+        products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch makes it at import
         before, products.fp32_precision = products.fp32_precision, "bf16"
         torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
         products.fp32_precision = before  # it is the whole process's, and others did not ask for bf16

@@ -46,6 +46,16 @@ def _fill(keys, counts, out):  # type: ignore[no-untyped-def]
         counts[k] += uint64(out.shape[1])
 
 
+@njit(cache=True)
+def _box_muller(pairs):  # type: ignore[no-untyped-def]
+    """Pairs of uniform numbers (L, 2, h) become pairs of normal ones, in place."""
+    for k in range(pairs.shape[0]):
+        for j in range(pairs.shape[2]):
+            radius = math.sqrt(-2.0 * math.log1p(-pairs[k, 0, j]))
+            angle = 2.0 * math.pi * pairs[k, 1, j]
+            pairs[k, 0, j], pairs[k, 1, j] = radius * math.cos(angle), radius * math.sin(angle)
+
+
 def _mix(z: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -86,10 +96,8 @@ class Streams(Rows):
         """Standard normal numbers (Box-Muller)."""
         size = math.prod(shape)
         pairs = self.uniform(2, (size + 1) // 2)
-        radius = np.sqrt(-2.0 * np.log1p(-pairs[..., 0, :]))
-        angle = 2.0 * np.pi * pairs[..., 1, :]
-        both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-        return both[..., :size].reshape(*self.keys.shape, *shape)
+        _box_muller(pairs.reshape(-1, *pairs.shape[-2:]))
+        return pairs.reshape(*self.keys.shape, -1)[..., :size].reshape(*self.keys.shape, *shape)
 
     def integers(self, high: NDArray[np.int64] | int, *shape: int) -> NDArray[np.int64]:
         """Whole numbers in [0, high); ``high`` may differ per agent, or per agent and lane."""
