@@ -167,9 +167,9 @@ def test_bf16_is_float32_to_bf16_precision(lead):
     y, z = net.forward(W, x, tape), rough.forward(W, x, other)
     dx = net.backward(W, tape, dy.copy(), G, want_dx=True)
     ex = rough.backward(W, other, dy.copy(), H, want_dx=True)
-    for exact, found in ((y, z), (G, H), (dx, ex)):
-        assert np.linalg.norm(found - exact) <= 0.02 * np.linalg.norm(exact)
-        assert np.isfinite(found).all()
+    # Rounding also flips units that are near 0, so gradients differ more than outputs do.
+    for exact, found, bound in ((y, z, 0.02), (G, H, 0.06), (dx, ex, 0.06)):
+        assert 0 < np.linalg.norm(found - exact) <= bound * np.linalg.norm(exact)
 
 
 def test_bf16_does_not_reach_other_products(monkeypatch):
