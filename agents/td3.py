@@ -41,7 +41,7 @@ class TD3Config:
     capacity: int = option(1_000_000, "Transitions that an agent remembers.", low=1)
     precision: str = option(
         "float32",
-        "Matrix products in float32, or in bf16 where the processor has units for it.",
+        "Matrix products in float32, or of factors rounded to bf16: faster with units for it.",
         choices=("float32", "bf16"),
     )
 

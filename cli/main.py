@@ -117,18 +117,44 @@ def plot(
 ) -> None:
     """Curves of runs: interquartile mean over the agents with a 95% bootstrap band."""
     from runs import plots
-    from runs.directory import RunDirectory
 
     if x not in ("steps", "trajectories", "wall_s"):
         raise Mistake(f"--x is one of steps, trajectories, wall_s, not '{x}'")
-    records = {run.name: RunDirectory.open(run).read_metrics() for run in runs}
+    records = read(runs)
     for name, found in records.items():
-        if not found:
-            raise Mistake(f"the run {name} has no metrics yet")
         if x not in found[0]:
             raise Mistake(f"the run {name} counts no {x}")
     plots.curves(out, records, metric=metric, x=x)
     say.print(f"drawn: {out}")
+
+
+@app.command()
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of runs, a line each.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+) -> None:
+    """What runs came to: the last judged return over their agents."""
+    from runs import figures
+
+    found = {name: figures.final(records) for name, records in read(runs).items()}
+    rows = Table("run", "agents", "steps", "mean", "std", "worst", "best", "seconds", box=None)
+    for name, one in found.items():
+        columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
+        rows.add_row(name, *(f"{one[column]:,}" for column in columns))
+    Console().print(rows)
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of runs by name; a run without any is a mistake."""
+    from runs.directory import RunDirectory
+
+    records = {run.name: RunDirectory.open(run).read_metrics() for run in runs}
+    for name, found in records.items():
+        if not found:
+            raise Mistake(f"the run {name} has no metrics yet")
+    return records
 
 
 @app.command()
