@@ -181,7 +181,7 @@ class TD3Fleet(Fleet):
 
     def gradient(self, part: str) -> F32:
         batch = self.replay.gather(self.sampling.integers(self.replay.size, self.config.batch))
-        return (self.critic_gradient if part == "critic" else self.actor_gradient)(batch)[1]
+        return (self.critic_gradient if part == "critic" else self.actor_gradient)(batch)[1].copy()
 
     def _twins(self, critic: F32) -> F32:
         return critic.reshape(len(critic), 2, -1)
