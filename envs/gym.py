@@ -44,7 +44,8 @@ def make_one(config: WorldConfig, render: bool = False, spec: str | EnvSpec = ""
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "mujoco" if "mujoco" in str(error).lower() else ""
         hint = f"pip install 'fedrl[{extra}]' (or pip install -e '.[{extra}]' in a checkout)" if extra else str(error)
-        raise Mistake(f"the world '{config.id}' needs a package that is not installed: {hint}") from None
+        why = f" ({error.__cause__})" if error.__cause__ else ""
+        raise Mistake(f"the world '{config.id}' needs a package that is missing{why}: {hint}") from None
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ImportError) as error:
         raise Mistake(f"there is no world '{config.id}' here: {error}") from None
     except Exception as error:  # whatever a constructor of someone else raises, the user chose the id and its options
