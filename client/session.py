@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from agents.policy_gradient import PolicyGradientConfig
 from agents.ppo import PPOConfig
 from agents.td3 import TD3Config
 from core.config import dashed, option, table
-from core.errors import Mistake
-from core.rows import Rows
+from core.errors import Failure
+from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 
@@ -65,8 +65,6 @@ class Session(Rows):
         if config.evaluate_episodes:
             judged = replace(config.world, copies=config.evaluate_episodes, workers=0)
             self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
-            if not self.judges.horizon:
-                raise Mistake(f"'{config.world.id}' never ends by itself; set world.horizon, or evaluate-episodes=0")
 
     def train(self, work: int) -> Report:
         return self.fleet.train(work)
@@ -76,6 +74,12 @@ class Session(Rows):
         assert self.judges is not None
         self.judges.steps[...] = self.worlds.steps
         return self.fleet.evaluate(self.judges, explore=self.config.evaluate == "sampled")
+
+    def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
+        unknown = sorted(set(state) - {where + name for name in self.state()})
+        if unknown:
+            raise Failure(f"the checkpoint has '{unknown[0]}', which this run does not: another configuration wrote it")
+        super().load_state(state, where)
 
     def close(self) -> None:
         self.worlds.close()
