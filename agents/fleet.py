@@ -161,8 +161,8 @@ class Fleet(Rows):
         if len(stages) == 1:
             return self._train(work)
         whole = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
-        for stage in stages:
-            rows = np.flatnonzero(self.progress == stage)
+        # Who is in which group is settled first: a group that has trained may stand where another one begins.
+        for rows in [np.flatnonzero(self.progress == stage) for stage in stages]:
             group = self.take(rows)
             merge(whole, rows, group._train(work), self.agents)
             self.put(rows, group)
