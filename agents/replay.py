@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from core.rows import Rows
+from core.rows import Array, Rows, adopt
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -65,6 +66,17 @@ class Replay(Rows):
         memory = (self.obs, self.action, self.reward, self.terminated, self.truncated, self.next_obs)
         _gather(self._rows, index, *memory, *batch)
         return batch
+
+    def state(self) -> dict[str, Array]:
+        """Only what is filled: a checkpoint is as large as what was lived through, not as what there is room for."""
+        filled = int(self.stored.max(initial=0))
+        return {name: getattr(self, name)[:, :filled] for name in Batch._fields} | {"stored": self.stored}
+
+    def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
+        adopt(self.stored, state, f"{where}stored")
+        filled = int(self.stored.max(initial=0))
+        for name in Batch._fields:
+            adopt(getattr(self, name)[:, :filled], state, where + name)
 
     def take(self, rows: Any) -> Replay:
         part = object.__new__(Replay)

@@ -45,17 +45,8 @@ class Rows:
         for name, member in self._members():
             if isinstance(member, Rows):
                 member.load_state(state, f"{where}{name}.")
-                continue
-            key = where + name
-            if key not in state:
-                raise Failure(f"the checkpoint has no '{key}': it was written by another configuration")
-            found = state[key]
-            if found.shape != member.shape or found.dtype != member.dtype:
-                raise Failure(
-                    f"'{key}' of the checkpoint is {found.dtype}{list(found.shape)}, "
-                    f"this run needs {member.dtype}{list(member.shape)}"
-                )
-            member[...] = found
+            else:
+                adopt(member, state, where + name)
 
     def take(self, rows: Any) -> Self:
         """Some of the agents as an object of their own (rows: a slice or an index array)."""
@@ -75,6 +66,19 @@ class Rows:
                 mine.put(rows, theirs)
             else:
                 mine[rows] = theirs
+
+
+def adopt(mine: Array, state: Mapping[str, Array], key: str) -> None:
+    """Overwrite an array with that of a saved state; refuses one that is missing or of another shape."""
+    if key not in state:
+        raise Failure(f"the checkpoint has no '{key}': it was written by another configuration")
+    found = state[key]
+    if found.shape != mine.shape or found.dtype != mine.dtype:
+        raise Failure(
+            f"'{key}' of the checkpoint is {found.dtype}{list(found.shape)}, "
+            f"this run needs {mine.dtype}{list(mine.shape)}"
+        )
+    mine[...] = found
 
 
 def _taken(member: Any, rows: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,17 +20,17 @@ _META = "__meta__"
 def save(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
     """Write next to ``path`` and move into place: a crash while writing leaves the previous file good."""
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("wb") as file:
             np.savez(file, allow_pickle=False, **{_META: text}, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(beside, path)
     except OSError as error:
         raise Failure(f"the checkpoint {path} could not be written: {error.strerror or error}") from None
     finally:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:

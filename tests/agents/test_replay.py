@@ -103,3 +103,22 @@ def test_a_million_transitions_of_the_walker_take_their_arrays():
     held_ = [x for x in vars(replay).values() if isinstance(x, np.ndarray)]
     assert sum(x.nbytes for x in held_) <= 240e6
     assert sum(x.nbytes for x in replay.state().values()) >= 1_000_000 * (2 * 24 + 4 + 1) * 4
+
+
+def test_a_state_holds_what_was_stored_and_not_the_room_for_more():
+    replay = Replay(2, 1000, 3, 1)
+    for t in range(7):
+        row = np.full((2, 1), t, np.float32)
+        no = np.zeros((2, 1), np.bool_)
+        replay.add(
+            np.full((2, 1, 3), t, np.float32), row[..., None], row, no, no, np.full((2, 1, 3), t + 1, np.float32)
+        )
+    state = replay.state()
+    assert state["obs"].shape == (2, 7, 3)
+    again = Replay(2, 1000, 3, 1)
+    again.load_state({name: array.copy() for name, array in state.items()})
+    index = np.array([[0, 6, 3], [5, 2, 2]])
+    for mine, theirs in zip(replay.gather(index), again.gather(index), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(Failure, match="obs"):
+        Replay(2, 1000, 4, 1).load_state(state)
