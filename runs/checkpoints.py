@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from core.errors import Failure, Mistake
 from core.rows import Array
@@ -36,11 +36,16 @@ def save(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> No
 def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The arrays and the JSON of a checkpoint; an unreadable file is one clear sentence."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, NpzFile):
+            raise ValueError("it is a single array")
+        with found as file:
             arrays = {name: file[name] for name in file.files if name != _META}
             meta = json.loads(file[_META].tobytes())
+        if not isinstance(meta, dict):
+            raise ValueError("its description is no table")
     except FileNotFoundError:
         raise Mistake(f"there is no checkpoint {path}") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what a damaged archive raises depends on which byte is damaged
         raise Failure(f"the checkpoint {path} cannot be read: {error}") from None
     return arrays, meta

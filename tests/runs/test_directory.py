@@ -1,0 +1,76 @@
+"""A run's directory: nothing is lost, and a resumed run writes its rounds again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.errors import Failure, Mistake
+from runs.directory import RunDirectory, read_toml
+
+
+def test_create_and_open(tmp_path):
+    run = RunDirectory.create(tmp_path / "a" / "run", {"seed": 3, "world": {"id": "CartPole-v1"}})
+    assert RunDirectory.open(tmp_path / "a" / "run").read_conf() == {"seed": 3, "world": {"id": "CartPole-v1"}}
+    assert run.read_metrics() == []
+
+
+def test_a_directory_that_holds_a_run_is_refused(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {"seed": 1})
+    run.log({"round": 1})
+    with pytest.raises(Mistake, match="already holds a run"):
+        RunDirectory.create(tmp_path / "run", {"seed": 2})
+    assert run.read_conf() == {"seed": 1}
+    assert run.read_metrics() == [{"round": 1}]
+
+
+def test_a_file_in_its_place_is_a_failure(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(Failure, match="could not be made"):
+        RunDirectory.create(tmp_path / "run", {})
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(Mistake, match="holds no run"):
+        RunDirectory.open(tmp_path)
+
+
+def test_rewind(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    for number in range(1, 6):
+        run.log({"round": number, "return": [0.5, None]})
+    run.rewind(3)
+    assert [record["round"] for record in run.read_metrics()] == [1, 2, 3]
+    run.log({"round": 4})
+    assert [record["round"] for record in run.read_metrics()] == [1, 2, 3, 4]
+
+
+def test_a_line_cut_short_ends_the_records(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.log({"round": 1})
+    run.log({"round": 2})
+    whole = run.metrics.read_text()
+    run.metrics.write_text(whole[:-5])
+    assert run.read_metrics() == [{"round": 1}]
+    run.rewind(1)
+    run.log({"round": 2})
+    assert run.metrics.read_text() == whole
+
+
+def test_weights_are_plain(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.save_weights({"policy": np.ones((2, 3), np.float32)}, {"algorithm": "ppo"})
+    with np.load(run.weights, allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["policy"], np.ones((2, 3)))
+
+
+def test_toml_that_cannot_be_read_is_a_sentence(tmp_path):
+    with pytest.raises(Mistake, match="no file"):
+        read_toml(tmp_path / "missing.toml")
+    for content in (b"a = ", b"\xff\xfe"):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(Mistake, match=r"bad\.toml"):
+            read_toml(tmp_path / "bad.toml")
+    with pytest.raises(Mistake, match="cannot be read"):
+        read_toml(tmp_path)
