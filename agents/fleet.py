@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from numba import njit
 from numpy.typing import NDArray
 
 from core.errors import Mistake
@@ -43,6 +44,8 @@ class Worlds(Protocol):
     obs: F32
     steps: NDArray[np.int64]
 
+    @property
+    def compiled(self) -> tuple[Any, ...] | None: ...
     def reset(self) -> F32: ...
     def step(self, actions: NDArray[Any], active: Bools | None = None) -> Any: ...
     def take(self, rows: Any) -> Any: ...
@@ -92,21 +95,29 @@ class Meter(Rows):
         self.total = np.zeros((agents, copies))
         self.length = np.zeros((agents, copies), np.int64)
 
-    def add(self, step: Step, at: NDArray[np.int64], report: Report) -> None:
-        """Count one step of every copy; episodes that ended go into the report."""
-        self.total += step.reward
-        self.length += 1
-        ended = step.terminated | step.truncated
-        if not ended.any():
-            return
-        for k, i in np.argwhere(ended):
-            report.episodes.append(Episode(int(k), float(self.total[k, i]), int(self.length[k, i]), int(at[k])))
-        self.total[ended] = 0.0
-        self.length[ended] = 0
+    def add(self, reward: F32, ended: Bools, at: NDArray[np.int64], report: Report) -> None:
+        """Count T steps of every copy, (T, K, n), at whose end the agents are ``at``; report episodes that ended."""
+        T, _, n = reward.shape
+        for t, k, total, length in _ended(reward, ended, self.total, self.length):
+            report.episodes.append(Episode(int(k), total, int(length), int(at[k]) - (T - 1 - int(t)) * n))
 
     def clear(self) -> None:
         self.total[...] = 0.0
         self.length[...] = 0
+
+
+@njit(cache=True)
+def _ended(reward, ended, total, length):  # type: ignore[no-untyped-def]
+    found = [(0, 0, 0.0, 0) for _ in range(0)]
+    for t in range(reward.shape[0]):
+        for k in range(reward.shape[1]):
+            for i in range(reward.shape[2]):
+                total[k, i] += reward[t, k, i]
+                length[k, i] += 1
+                if ended[t, k, i]:
+                    found.append((t, k, total[k, i], length[k, i]))
+                    total[k, i], length[k, i] = 0.0, 0
+    return found
 
 
 class Fleet(Rows):

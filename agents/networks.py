@@ -84,7 +84,7 @@ class MLP:
     def infer(self, W: F32, x: F32, active: NDArray[np.bool_]) -> F32:
         """(K, d), (K, n, inputs) -> (K, n, outputs) where active, zero elsewhere. For acting: few rows, no waiting."""
         out = np.zeros((*x.shape[:2], self.sizes[-1]), dtype=np.float32)
-        _infer(W, x, np.array(self.sizes), self.activation == "relu", self.squash, active, out)
+        infer_rows(W, x, np.array(self.sizes), self.activation == "relu", self.squash, active, out)
         return out
 
     def forward(self, W: F32, x: F32, tape: Tape | None = None) -> F32:
@@ -249,7 +249,7 @@ def _tanh_back(dh, h):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _infer(W, x, sizes, relu, squash, active, out):  # type: ignore[no-untyped-def]
+def infer_rows(W, x, sizes, relu, squash, active, out):  # type: ignore[no-untyped-def]
     widest = sizes.max()
     here, there = np.empty(widest, np.float32), np.empty(widest, np.float32)
     last = len(sizes) - 2

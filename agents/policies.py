@@ -57,14 +57,20 @@ class Policy:
             if streams is None:
                 return outputs.argmax(-1), outputs
             actions = np.zeros(outputs.shape[:2], np.int64)
-            _choose(outputs, streams.keys, streams.counts, active, actions)
+            choose(outputs, streams.keys, streams.counts, active, actions)
             return actions, outputs
         chosen = outputs.copy()
         if streams is not None:
             _, log_std = self.split(W)
             assert log_std is not None
-            _perturb(chosen, np.exp(log_std), streams.keys, streams.counts, active)
+            perturb(chosen, np.exp(log_std), streams.keys, streams.counts, active)
         return chosen, outputs
+
+    def compiled(self, W: F32) -> tuple[Any, ...]:
+        """What a compiled loop needs to act: the networks and, for continuous actions, deviations and range."""
+        net = (W, np.array(self.net.sizes), self.net.activation == "relu", self.net.squash)
+        _, log_std = self.split(W)
+        return (*net, None, None, None) if log_std is None else (*net, np.exp(log_std), self.low, self.high)
 
     def to_world(self, actions: NDArray[Any]) -> NDArray[Any]:
         """What the world is told: a Gaussian's tails are cut at the range of the actions."""
@@ -187,7 +193,7 @@ class Gaussian(Outputs):
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
-def _choose(logits, keys, counts, active, actions):  # type: ignore[no-untyped-def]
+def choose(logits, keys, counts, active, actions):  # type: ignore[no-untyped-def]
     """Sample softmax(logits) by its cumulative sum."""
     size = logits.shape[2]
     p = np.empty(size)
@@ -212,7 +218,7 @@ def _choose(logits, keys, counts, active, actions):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True)
-def _perturb(mean, std, keys, counts, active):  # type: ignore[no-untyped-def]
+def perturb(mean, std, keys, counts, active):  # type: ignore[no-untyped-def]
     """mean += std * normal, by Box-Muller on the copy's own stream."""
     for k in range(mean.shape[0]):
         for i in range(mean.shape[1]):

@@ -18,6 +18,7 @@ from agents.adam import Adam
 from agents.fleet import Bools, Episode, Fleet, Report, Worlds
 from agents.networks import Tape
 from agents.policies import Policy
+from agents.rollout import play
 from core.config import option
 from core.errors import Mistake
 from core.streams import Streams
@@ -73,7 +74,6 @@ class PolicyGradientFleet(Fleet):
         self.adam = Adam(worlds.agents, self.shape.width)
         self.acting = Streams(seeds, "acting", lanes=worlds.copies)
         self.progress = np.zeros(worlds.agents, np.int64)
-        self._buffers: dict[str, NDArray[Any]] = {}
         self._tape = Tape()
 
     @property
@@ -99,7 +99,7 @@ class PolicyGradientFleet(Fleet):
         return self.ascent(self.policy, self.sample(self.policy, self.config.batch))
 
     def sample(self, W: F32, batch: int, report: Report | None = None) -> Trajectories:
-        """``batch`` whole episodes of every agent, played by the policies ``W``, as many at once as there are copies."""
+        """``batch`` whole episodes of every agent, played by ``W``, as many at once as there are copies."""
         copies = self.worlds.copies
         waves = [self._wave(W, min(copies, batch - done)) for done in range(0, batch, copies)]
         found = waves[0] if len(waves) == 1 else _joined(waves)
@@ -112,28 +112,12 @@ class PolicyGradientFleet(Fleet):
 
     def _wave(self, W: F32, width: int) -> Trajectories:
         """One episode in each of the first ``width`` copies; a copy that has finished stands still."""
-        worlds, (K, n) = self.worlds, (self.agents, self.worlds.copies)
-        obs = worlds.reset()
-        active = np.zeros((K, n), np.bool_)
-        active[:, :width] = True
-        lengths = np.zeros((K, n), np.int64)
-        totals = np.zeros((K, n))
-        action_shape = (K, n) if self.shape.discrete else (K, n, self.shape.size)
-        kept_obs = self._buffer("obs", (worlds.horizon, *obs.shape), np.float32)
-        kept_action = self._buffer(
-            "action", (worlds.horizon, *action_shape), np.int64 if self.shape.discrete else np.float32
-        )
-        kept_reward = self._buffer("reward", (worlds.horizon, K, n), np.float32)
-        t = 0
-        while active.any():
-            action, _ = self.shape.act(W, obs, self.acting, active)
-            kept_obs[t], kept_action[t] = obs, action
-            step = worlds.step(self.shape.to_world(action), active)
-            kept_reward[t] = step.reward
-            _count(active, step.reward, step.terminated, step.truncated, totals, lengths)
-            obs = step.obs
-            t += 1
-        return _packed(kept_obs, kept_action, kept_reward, totals[:, :width], lengths[:, :width])
+        worlds = self.worlds
+        worlds.reset()
+        playing = np.zeros((self.agents, worlds.copies), np.bool_)
+        playing[:, :width] = True
+        record = play(self.shape, W, worlds, self.acting, worlds.horizon, playing)
+        return _packed(record.obs, record.action, record.reward, record.lengths[:, :width])
 
     def ascent(self, W: F32, found: Trajectories, weight: F32 | None = None) -> F32:
         """g (K, d): the mean over timesteps of weight * grad log pi A, at the policies ``W``."""
@@ -172,16 +156,8 @@ class PolicyGradientFleet(Fleet):
             rows = slice(begin, begin + group)
             yield rows, slice(0, int(found.used[rows].max()))
 
-    def _buffer(self, name: str, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
-        found = self._buffers.get(name)
-        if found is None or found.shape != shape:
-            found = self._buffers[name] = np.empty(shape, kind)
-        return found
 
-
-def _packed(
-    obs: F32, action: NDArray[Any], reward: F32, totals: NDArray[np.float64], lengths: NDArray[np.int64]
-) -> Trajectories:
+def _packed(obs: F32, action: NDArray[Any], reward: F32, lengths: NDArray[np.int64]) -> Trajectories:
     """Lockstep arrays (T, K, n, ...) to one episode after the other (K, L, ...)."""
     used = lengths.sum(axis=1)
     K, L = len(used), int(used.max())
@@ -191,7 +167,8 @@ def _packed(
         np.zeros((K, L, flat.shape[-1]), action.dtype),
     )
     packed_reward, last = np.zeros((K, L), np.float32), np.ones((K, L), np.bool_)
-    _pack(obs, flat, reward, lengths, packed_obs, packed_action, packed_reward, last)
+    totals = np.zeros(lengths.shape)
+    _pack(obs, flat, reward, lengths, packed_obs, packed_action, packed_reward, last, totals)
     shaped = packed_action[..., 0] if action.ndim == 3 else packed_action
     return Trajectories(packed_obs, shaped, packed_reward, last, used, totals, lengths)
 
@@ -215,17 +192,7 @@ def _joined(waves: list[Trajectories]) -> Trajectories:
 
 
 @njit(cache=True)
-def _count(active, reward, terminated, truncated, totals, lengths):  # type: ignore[no-untyped-def]
-    for k in range(active.shape[0]):
-        for i in range(active.shape[1]):
-            if active[k, i]:
-                totals[k, i] += reward[k, i]
-                lengths[k, i] += 1
-                active[k, i] = not (terminated[k, i] or truncated[k, i])
-
-
-@njit(cache=True)
-def _pack(obs, action, reward, lengths, packed_obs, packed_action, packed_reward, last):  # type: ignore[no-untyped-def]
+def _pack(obs, action, reward, lengths, packed_obs, packed_action, packed_reward, last, totals):  # type: ignore[no-untyped-def]
     for k in range(lengths.shape[0]):
         at = 0
         for i in range(lengths.shape[1]):
@@ -233,5 +200,6 @@ def _pack(obs, action, reward, lengths, packed_obs, packed_action, packed_reward
                 packed_obs[k, at] = obs[t, k, i]
                 packed_action[k, at] = action[t, k, i]
                 packed_reward[k, at] = reward[t, k, i]
+                totals[k, i] += reward[t, k, i]
                 last[k, at] = t == lengths[k, i] - 1
                 at += 1

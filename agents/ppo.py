@@ -19,6 +19,7 @@ from agents.adam import Adam, norm_cut
 from agents.fleet import Bools, Fleet, Meter, Report, Worlds
 from agents.networks import MLP, Tape
 from agents.policies import Back, Outputs, Policy
+from agents.rollout import play
 from core.config import option
 from core.errors import Mistake
 from core.moments import Moments
@@ -184,33 +185,23 @@ class PPOFleet(Fleet):
     def collect(self, report: Report) -> Rollout:
         """T steps in every copy, with values and advantages."""
         worlds, (K, n), T = self.worlds, (self.agents, self.worlds.copies), self.config.rollout
-        everyone = np.ones((K, n), np.bool_)
-        width, size = worlds.obs.shape[-1], self.shape.size
-        obs, next_obs = np.empty((K, T, n, width), np.float32), np.empty((K, T, n, width), np.float32)
-        outputs, reward = np.empty((K, T, n, size), np.float32), np.empty((K, T, n), np.float32)
-        ends = np.empty((2, K, T, n), np.bool_)
-        action = np.empty((K, T, n), np.int64) if self.shape.discrete else np.empty((K, T, n, size), np.float32)
-        raw = np.empty_like(obs) if self.config.normalise_observations else obs
-        for t in range(T):
-            raw[:, t] = worlds.obs
-            seen = self.seen(worlds.obs)
-            obs[:, t] = seen
-            action[:, t], outputs[:, t] = self.shape.act(self.policy, seen, self.acting, everyone)
-            step = worlds.step(self.shape.to_world(action[:, t]))
-            next_obs[:, t], reward[:, t], ends[0, :, t], ends[1, :, t] = (
-                step.next_obs,
-                step.reward,
-                step.terminated,
-                step.truncated,
-            )
-            self.meter.add(step, worlds.steps, report)
+        seen = self.seen if self.config.normalise_observations else None
+        record = play(self.shape, self.policy, worlds, self.acting, T, seen=seen)
+        # Time behind the agent: what an agent lived through is one stretch of memory.
+        raw, outputs, action, reward, next_obs = (
+            np.ascontiguousarray(np.swapaxes(x, 0, 1))
+            for x in (record.obs[:-1], record.outputs, record.action, record.reward, record.next_obs)
+        )
+        ends = np.ascontiguousarray(record.ends.transpose(1, 2, 0, 3))
+        obs = self.seen(raw.reshape(K, T * n, -1)).reshape(raw.shape)
+        self.meter.add(record.reward, record.ends[:, 0] | record.ends[:, 1], worlds.steps, report)
         report.steps += T * n
         value, next_value = self._values(obs, next_obs, ends[1])
         ended = ends[0] | ends[1]
         if self.config.scale_rewards:
             reward = self._scaled(reward, ended)
         if self.config.normalise_observations:
-            self.observations.add(raw.reshape(K, -1, width))
+            self.observations.add(raw.reshape(K, T * n, -1))
         lam = self.config.gae_lambda if self.config.gae else 1.0
         advantage = equations.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
 

@@ -122,7 +122,8 @@ class TD3Fleet(Fleet):
         self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs)
         self.progress += n
         report.steps += n
-        self.meter.add(step, self.progress, report)
+        ended = (step.terminated | step.truncated)[None]
+        self.meter.add(step.reward[None], ended, self.progress, report)
         if not starting:
             self.owed += n * self.config.updates_per_step
 

@@ -5,13 +5,14 @@ With the default physics they are Gymnasium's own, step for step: the order of o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from numba import njit, uint64
+from numba import cfunc, float32, float64, int64, njit, types, uint64
 from numpy.typing import NDArray
 
 from core.streams import Streams, uniform01
@@ -128,6 +129,18 @@ def _pendulum_reset(state, keys, counts, obs):  # type: ignore[no-untyped-def]
             _pendulum_see(state[k, i], obs[k, i])
 
 
+@functools.cache
+def _pointer(kernel: Any, discrete: bool) -> Any:
+    """A kernel as a function pointer: the same compiled loop takes any of them, so it can be kept on disk."""
+    actions = int64[:, ::1] if discrete else float32[:, :, ::1]
+    state, seen, numbers = float64[:, :, ::1], float32[:, :, ::1], types.uint64[:, ::1]
+    signature = types.void(
+        state, int64[:, ::1], float64[:, ::1], numbers, numbers, types.boolean[:, ::1], actions, int64,
+        seen, seen, float32[:, ::1], types.boolean[:, :, ::1],
+    )  # fmt: skip
+    return cfunc(signature, cache=True)(kernel.py_func)
+
+
 class Classic(Worlds):
     """A batch whose whole state is an array: it is saved exactly, episodes in progress included."""
 
@@ -165,6 +178,14 @@ class Classic(Worlds):
         if self.dynamics.changing:
             self._physics = self.dynamics.at(self.steps)
         return self._physics
+
+    @property
+    def compiled(self) -> tuple[Any, ...] | None:
+        if self.dynamics.changing:  # physics are looked up again at every step
+            return None
+        streams = self.streams
+        kernel = _pointer(self._kernel, isinstance(self.action_space, spaces.Discrete))
+        return kernel, self.state_, self.clock, self.physics, streams.keys, streams.counts, self.horizon
 
     def reset(self) -> F32:
         self.obs = np.empty_like(self.obs)

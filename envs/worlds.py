@@ -75,6 +75,15 @@ class Worlds(Rows):
     fps: int = 30
     """Pictures per second of a recording that runs as fast as the world."""
 
+    @property
+    def compiled(self) -> tuple[Any, ...] | None:
+        """The step for loops that are compiled themselves; None where there is none.
+
+        (kernel, state, clock, physics, keys, counts, horizon), to be called as
+        kernel(state, clock, physics, keys, counts, active, actions, horizon, obs, next_obs, reward, ends).
+        """
+        return None
+
     def reset(self) -> F32:
         """Begin a new episode in every copy."""
         raise NotImplementedError

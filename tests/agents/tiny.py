@@ -136,6 +136,7 @@ class Recorder(Rows):
     """A world that remembers what it showed, what was done, and what came of it."""
 
     ROWS = ("worlds",)
+    compiled = None  # what a compiled loop does, nobody sees
 
     def __init__(self, worlds: Any) -> None:
         self.worlds = worlds
