@@ -41,6 +41,8 @@ def run(
 
     if (conf is None) == (resume is None):
         raise Mistake("give a conf to start a run, or --resume RUN to go on with one")
+    if resume is not None and out is not None:
+        raise Mistake("a resumed run goes on in its own directory: leave --out away")
     changes = list(settings or []) + ([f"seed={seed}"] if seed is not None else [])
     source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
     config = build(RunConfig, override(source, changes))

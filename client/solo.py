@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from client.session import Session
+from runs import checkpoints
 from runs.directory import RunDirectory
 
 Record = dict[str, Any]
@@ -63,8 +64,6 @@ def resume(session: Session, run: RunDirectory) -> tuple[int, float]:
     if not run.checkpoint.exists():
         run.rewind(0)
         return 0, 0.0
-    from runs import checkpoints
-
     arrays, meta = checkpoints.load(run.checkpoint)
     session.load_state(arrays)
     run.rewind(meta["round"])
