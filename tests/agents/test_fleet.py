@@ -13,6 +13,7 @@ from client.session import RunConfig, Session
 from core.config import build
 from core.errors import Failure
 from runs import checkpoints
+from tests.agents.tiny import Recorder
 
 SMALL = {
     "policy-gradient": {"hidden": [8], "batch": 3, "learning-rate": 1e-2},
@@ -45,6 +46,7 @@ from pathlib import Path
 from client.session import RunConfig, Session
 from core.config import build
 from runs import checkpoints
+from tests.agents.tiny import Recorder
 folder = Path(sys.argv[1])
 for number, (conf, work) in enumerate(json.loads(sys.argv[2])):
     session = Session(build(RunConfig, conf))
@@ -179,3 +181,20 @@ def test_judging_moves_nothing(algorithm):
     one.train(WORK[algorithm])
     for name, array in quiet.fleet.state().items():
         np.testing.assert_array_equal(array, one.fleet.state()[name], err_msg=name)
+
+
+@pytest.mark.parametrize("algorithm", ["policy-gradient", "ppo"])
+@pytest.mark.parametrize("world", ["CartPole-v1", "Pendulum-v1"])
+def test_a_rollout_in_one_loop_is_a_rollout_step_by_step(algorithm, world):
+    """Behind a recorder a world hands out no compiled step: the fleet learns the same, to the last bit or nearly."""
+    config = build(RunConfig, conf(algorithm, world, agents=3))
+    quick, slow = Session(config).fleet, Session(config).fleet
+    slow.worlds = Recorder(slow.worlds)
+    reports = [fleet.train(2 * WORK[algorithm]) for fleet in (quick, slow)]
+    assert slow.worlds.found, "the recorder saw nothing: both took the same way"
+    assert [(e.agent, e.length, e.at) for e in reports[0].episodes] == [
+        (e.agent, e.length, e.at) for e in reports[1].episodes
+    ]
+    slow.worlds = slow.worlds.worlds
+    for k in range(3):
+        same(quick, k, slow, k)
