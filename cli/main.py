@@ -36,7 +36,7 @@ def run(
     from client.session import RunConfig, Session
     from client.solo import train_alone
     from core.config import build, flatten, override, unflatten
-    from runs import plots
+    from runs import plots, trackers
     from runs.directory import RunDirectory, read_toml
 
     if (conf is None) == (resume is None):
@@ -46,6 +46,7 @@ def run(
     changes = list(settings or []) + ([f"seed={seed}"] if seed is not None else [])
     source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
     config = build(RunConfig, override(source, changes))
+    trackers.check(config.wandb)
     session = Session(config)
     if resume is not None:
         directory = RunDirectory.open(resume)
@@ -53,7 +54,7 @@ def run(
         name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         directory = RunDirectory.create(out or Path("out") / name, unflatten(flatten(config)))
     try:
-        summary = train_alone(session, directory, teller(config.steps))
+        summary = train_alone(config, session, directory, teller(config.steps))
     finally:
         session.close()
     records = directory.read_metrics()

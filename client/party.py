@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context
 from numpy.typing import NDArray
 
 from agents.fleet import Fleet
-from client.session import RunConfig, Session
+from client.session import PartyConfig, Session
 from core.config import build, unflatten
 from core.errors import Mistake
 from runs import checkpoints
@@ -26,9 +26,11 @@ _STATE = "fedrl"
 _here: dict[tuple[int, int], tuple[int, Session]] = {}
 
 
-def run_config(flat: Any) -> RunConfig:
+def party_config(flat: Any) -> PartyConfig:
     """The configuration of a run out of Flower's flat one; what only the server reads is left out."""
-    return build(RunConfig, unflatten({key: value for key, value in flat.items() if not key.startswith("federation.")}))
+    return build(
+        PartyConfig, unflatten({key: value for key, value in flat.items() if not key.startswith("federation.")})
+    )
 
 
 def number_of(context: Context) -> int:
@@ -44,7 +46,7 @@ def party(context: Context) -> Session:
     kept = _here.get((context.run_id, number))
     if kept is not None and kept[0] == generation:
         return kept[1]
-    session = Session(run_config(context.run_config), numbers=[number])
+    session = Session(party_config(context.run_config), numbers=[number])
     if generation:
         session.load_state(checkpoints.load(_snapshot(context, number))[0])
     _here[context.run_id, number] = (generation, session)

@@ -24,19 +24,17 @@ from envs import WorldConfig, make_worlds
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """A run: who learns what, for how long, how it is judged."""
+class PartyConfig:
+    """What every run has: who learns what, in which world, how it is judged."""
 
     algorithm: str = option("ppo", "How the agents learn.", choices=tuple(FLEETS))
     agents: int = option(1, "K: how many agents learn side by side.", low=1)
     seed: int = option(0, "The root of every random number of the run.", low=0)
-    steps: int = option(100_000, "Environment steps of each agent after which the run ends.", low=1)
     work: int = option(
         10, "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches.", low=1
     )
     evaluate_episodes: int = option(10, "Episodes per agent that judge it after a round; 0: training judges.", low=0)
     evaluate: str = option("greedy", "How agents act when judged.", choices=("greedy", "sampled"))
-    checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
     threads: int = option(
         1,
         "BLAS and torch threads of this process. Parties that share a machine each need one: more spin and wait.",
@@ -48,12 +46,22 @@ class RunConfig:
     td3: TD3Config = table(TD3Config)
 
 
+@dataclass(frozen=True)
+class RunConfig(PartyConfig):
+    """A run without a federation: for how long, and what it leaves behind."""
+
+    steps: int = option(100_000, "Environment steps of each agent after which the run ends.", low=1)
+    checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
+    tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
+    wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
+
+
 class Session(Rows):
     """A fleet with its worlds. Everything that a resume needs is its ``state()``."""
 
     ROWS = ("fleet", "judges")
 
-    def __init__(self, config: RunConfig, numbers: Sequence[int] | None = None, render: bool = False) -> None:
+    def __init__(self, config: PartyConfig, numbers: Sequence[int] | None = None, render: bool = False) -> None:
         self.config = config
         self.numbers = list(range(config.agents)) if numbers is None else list(numbers)
         torch.set_num_threads(config.threads)
@@ -87,7 +95,7 @@ class Session(Rows):
             self.judges.close()
 
 
-def make_fleet(config: RunConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:
+def make_fleet(config: PartyConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:
     """The fleet that the configuration names, over these worlds."""
     fleet = FLEETS[config.algorithm](getattr(config, config.algorithm.replace("-", "_")), worlds, seeds)
     assert isinstance(fleet, Fleet), dashed(config.algorithm)

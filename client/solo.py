@@ -5,34 +5,40 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 
-from client.session import Session
+from client.session import RunConfig, Session
+from core.config import flatten
 from runs import checkpoints
 from runs.directory import RunDirectory
+from runs.trackers import Trackers
 
 Record = dict[str, Any]
 
 
-def train_alone(session: Session, run: RunDirectory, tell: Callable[[Record], None]) -> Record:
+def train_alone(config: RunConfig, session: Session, run: RunDirectory, tell: Callable[[Record], None]) -> Record:
     """Rounds of training and judging until every agent has done its steps; returns the summary.
 
     Picks up where the checkpoint is, if there is one. Ctrl-C finishes the round and leaves a resumable run; the second
     Ctrl-C stops at once.
     """
-    config, fleet = session.config, session.fleet
+    fleet = session.fleet
     rounds, wall_before = resume(session, run)
+    behind = int(np.mean(fleet.worlds.steps)) if rounds else 0
+    trackers = Trackers(run.path, flatten(config), config.tensorboard, config.wandb, behind)
     begun = time.perf_counter()
     saved = True
-    with interruptible() as stop:
+    with closing(trackers), interruptible() as stop:
         while fleet.worlds.steps.min() < config.steps and not stop.asked:
             rounds += 1
             report = session.train(config.work)
             judging = time.perf_counter()
-            totals = [[e.total for e in report.episodes if e.agent == k] for k in range(fleet.agents)]
+            totals: list[list[float]] = [[] for _ in range(fleet.agents)]
+            for episode in report.episodes:
+                totals[episode.agent].append(episode.total)
             learned = [float(np.mean(t)) if t else None for t in totals]
             judged = session.evaluate().mean(axis=1).tolist() if session.judges is not None else learned
             now = time.perf_counter()
@@ -48,7 +54,9 @@ def train_alone(session: Session, run: RunDirectory, tell: Callable[[Record], No
                 "judging_s": round(now - judging, 4),
                 "wall_s": round(wall_before + now - begun, 3),
             } | {name: [round(float(v), 6) for v in values] for name, values in report.metrics.items()}
-            run.log(clean(record))
+            record = clean(record)
+            run.log(record)
+            trackers.log(record)
             tell(record)
             saved = rounds % config.checkpoint_every == 0
             if saved:

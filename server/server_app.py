@@ -13,8 +13,8 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from client.party import exchangeable, run_config
-from client.session import RunConfig, Session
+from client.party import exchangeable, party_config
+from client.session import PartyConfig, Session
 from core.config import build, flatten, option, unflatten
 from core.errors import Mistake
 from runs.directory import RunDirectory
@@ -37,13 +37,13 @@ class FederationConfig:
 
 def app_config() -> dict[str, bool | int | float | str]:
     """Every key that Flower's run_config may hold, with its default: what stands in pyproject.toml."""
-    return flatten(RunConfig()) | flatten(FederationConfig(), "federation.")
+    return flatten(PartyConfig()) | flatten(FederationConfig(), "federation.")
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
-    config = run_config(context.run_config)
+    config = party_config(context.run_config)
     nested = unflatten(context.run_config)
     federation = build(FederationConfig, nested.get("federation", {}), "federation.")
     first = Session(config, numbers=[0])

@@ -1,0 +1,65 @@
+"""Where a run's metrics go besides metrics.jsonl: TensorBoard events, and Weights & Biases behind a key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import Mistake
+
+
+class Trackers:
+    """Every metric of a round as its mean over the agents, and the worst agent's return."""
+
+    def __init__(self, path: Path, conf: Mapping[str, Any], tensorboard: bool, wandb: bool, since: int = 0) -> None:
+        """``since``: steps per agent that a resumed run has behind it; what was written past them is void."""
+        self._wandb = _started(path, conf) if wandb else None
+        self._board: Any = None
+        if tensorboard:
+            # Here and not above: it takes a second, which a run without it need not wait.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=since + 1 if since else None)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One round, at the agents' mean step count."""
+        at = int(np.mean(record["steps"]))
+        for name, value in scalars(record).items():
+            if self._board is not None:
+                self._board.add_scalar(name, value, at)
+        if self._wandb is not None:
+            self._wandb.log(scalars(record) | {"steps": at})
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a round, by name; what nobody measured is left out."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        measured = [x for x in value if x is not None] if isinstance(value, list) else [value]
+        if name not in ("round", "steps") and measured:
+            found[name] = float(np.mean(measured))
+    if known := [x for x in record.get("return", []) if x is not None]:
+        found["return-worst"] = float(np.min(known))
+    return found
+
+
+def check(wandb: bool) -> None:
+    """Refuse what is asked for and not installed, before anything starts."""
+    if wandb and find_spec("wandb") is None:
+        raise Mistake("'wandb' = true needs the extra: pip install -e '.[wandb]'")
+
+
+def _started(path: Path, conf: Mapping[str, Any]) -> Any:
+    import wandb  # type: ignore[import-not-found,unused-ignore]
+
+    return wandb.init(project="fedrl", name=path.name, dir=str(path), config=dict(conf), resume="allow", id=path.name)
