@@ -47,6 +47,8 @@ class Worlds(Protocol):
     @property
     def compiled(self) -> tuple[Any, ...] | None: ...
     def reset(self) -> F32: ...
+    def settle(self) -> None: ...
+    def count(self, lived: NDArray[np.int64] | int) -> None: ...
     def step(self, actions: NDArray[Any], active: Bools | None = None) -> Any: ...
     def take(self, rows: Any) -> Any: ...
     def put(self, rows: Any, part: Any) -> None: ...
@@ -157,7 +159,8 @@ class Fleet(Rows):
     def load_learned(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take over what a fleet of the same shape has learned."""
         for name, mine in self.learned.items():
-            if name not in arrays or arrays[name].shape != mine.shape:
+            # One row is for everybody: what a federation leaves is one set of weights.
+            if name not in arrays or arrays[name].shape not in (mine.shape, (1, *mine.shape[1:])):
                 found = list(arrays[name].shape) if name in arrays else "missing"
                 raise Mistake(f"'{name}' of the weights is {found}, this fleet needs {list(mine.shape)}")
             mine[...] = arrays[name]
@@ -183,16 +186,25 @@ class Fleet(Rows):
         raise NotImplementedError
 
     def gradient(self, part: str) -> F32:
-        """The ascent or descent direction (K, d) of a part on fresh data, without a step."""
-        raise NotImplementedError
+        """d loss / d W of a part (K, d) on fresh data, without a step."""
+        raise Mistake(f"{type(self).__name__} gives no gradient of '{part}'")
 
-    def state(self) -> dict[str, NDArray[Any]]:
+    def apply(self, part: str, G: F32) -> None:
+        """One step of the part's optimiser down a gradient (K, d), wherever it was measured."""
+        raise Mistake(f"{type(self).__name__} takes no gradient of '{part}'")
+
+    def settle(self) -> None:
+        """End the episodes that a state could not hold; what was measured of them is forgotten."""
         if not self.worlds.exact:
             self.end_episodes()
+            self.worlds.settle()
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        self.settle()
         return super().state()
 
     def end_episodes(self) -> None:
-        """Forget the episodes in progress: saving these worlds' state is about to end them."""
+        """Forget what was measured of the episodes in progress: they are about to be ended."""
 
     def take(self, rows: Any) -> Any:
         part = super().take(rows)

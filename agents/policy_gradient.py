@@ -89,14 +89,21 @@ class PolicyGradientFleet(Fleet):
             with report.acting():
                 found = self.sample(self.policy, self.config.batch, report)
             with report.learning():
-                self.adam.step(self.policy, -self.ascent(self.policy, found), self.config.learning_rate)
+                self.apply("policy", -self.ascent(self.policy, found))
             report.updates += 1
         self.progress += work
         report.metrics["trajectories"] = (self.progress * self.config.batch).astype(np.float64)
         return report
 
     def gradient(self, part: str) -> F32:
-        return self.ascent(self.policy, self.sample(self.policy, self.config.batch))
+        if part != "policy":
+            return super().gradient(part)
+        return -self.ascent(self.policy, self.sample(self.policy, self.config.batch))
+
+    def apply(self, part: str, G: F32) -> None:
+        if part != "policy":
+            super().apply(part, G)
+        self.adam.step(self.policy, G, self.config.learning_rate)
 
     def sample(self, W: F32, batch: int, report: Report | None = None) -> Trajectories:
         """``batch`` whole episodes of every agent, played by ``W``, as many at once as there are copies."""

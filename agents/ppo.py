@@ -157,12 +157,11 @@ class PPOFleet(Fleet):
         everyone = np.ones(obs.shape[:2], np.bool_)
         return self.shape.to_world(self.shape.act(self.policy, self.seen(obs), streams, everyone)[0])
 
-    def seen(self, obs: F32) -> F32:
-        """Observations as the networks see them."""
+    def seen(self, obs: F32, rows: slice = slice(None)) -> F32:
+        """Observations (K, b, o) of these agents as their networks see them."""
         if not self.config.normalise_observations:
             return obs
-        moments = self.observations
-        scaled = (obs - moments.mean[:, None]) / moments.std[:, None]
+        scaled = (obs - self.observations.mean[rows, None]) / self.observations.std[rows, None]
         return np.clip(scaled, -10.0, 10.0).astype(np.float32)
 
     def _train(self, work: int) -> Report:
@@ -224,8 +223,9 @@ class PPOFleet(Fleet):
         next_value = np.concatenate([value[:, 1:], last[:, None]], axis=1)
         for k in np.flatnonzero(truncated[:, :-1].any(axis=(1, 2))):
             t, i = np.nonzero(truncated[k, :-1])
-            cut = self.take(slice(k, k + 1)).seen(next_obs[k, t, i][None])
-            next_value[k, t, i] = self.value_net.forward(self.value[k : k + 1], cut)[0, :, 0]
+            own = slice(k, k + 1)
+            cut = self.seen(next_obs[k, t, i][None], own)
+            next_value[k, t, i] = self.value_net.forward(self.value[own], cut)[0, :, 0]
         return value, next_value
 
     def _scaled(self, reward: F32, ended: Bools) -> F32:

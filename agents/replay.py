@@ -67,16 +67,26 @@ class Replay(Rows):
         _gather(self._rows, index, *memory, *batch)
         return batch
 
+    @property
+    def _own(self) -> Any:
+        """Where this fleet's agents are in the memory: all of it (a view), or the rows of a part."""
+        return slice(None) if len(self._rows) == len(self.stored) else self._rows
+
     def state(self) -> dict[str, Array]:
         """Only what is filled: a checkpoint is as large as what was lived through, not as what there is room for."""
-        filled = int(self.stored.max(initial=0))
-        return {name: getattr(self, name)[:, :filled] for name in Batch._fields} | {"stored": self.stored}
+        own, stored = self._own, self.stored[self._own]
+        filled = int(stored.max(initial=0))
+        return {name: getattr(self, name)[own, :filled] for name in Batch._fields} | {"stored": stored}
 
     def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
-        adopt(self.stored, state, f"{where}stored")
-        filled = int(self.stored.max(initial=0))
+        stored = self.stored[self._own]
+        adopt(stored, state, f"{where}stored")
+        self.stored[self._own] = stored
+        filled = int(stored.max(initial=0))
         for name in Batch._fields:
-            adopt(getattr(self, name)[:, :filled], state, where + name)
+            found = np.empty_like(getattr(self, name)[self._own, :filled])
+            adopt(found, state, where + name)
+            getattr(self, name)[self._own, :filled] = found
 
     def take(self, rows: Any) -> Replay:
         part = object.__new__(Replay)

@@ -69,7 +69,7 @@ def play(
         random = streams.keys, streams.counts
         done = _play(*compiled, *policy.compiled(W), *random, active, once, *record)  # type: ignore[call-arg]
         worlds.obs = record.obs[done].copy()
-        worlds.steps += record.lengths.sum(axis=1)
+        worlds.count(record.lengths.sum(axis=1))
         return record
     for t in range(steps):
         if not active.any():

@@ -131,12 +131,12 @@ class TD3Fleet(Fleet):
         """One critic update and, every ``policy_delay``-th time, an actor update that moves the targets as well."""
         batch = self.replay.gather(self.sampling.integers(self.replay.size, self.config.batch))
         loss, G = self.critic_gradient(batch)
-        self.critic_adam.step(self.critic, G, self.config.learning_rate)
+        self.apply("critic", G)
         found = {"critic-loss": loss}
         self.updates += 1
         if self.updates[0] % self.config.policy_delay == 0:
             loss, G = self.actor_gradient(batch)
-            self.actor_adam.step(self.actor, G, self.config.learning_rate)
+            self.apply("actor", G)
             found["actor-loss"] = loss
             self.move_targets()
         if losses is not None:
@@ -181,8 +181,16 @@ class TD3Fleet(Fleet):
         polyak(self.critic_target, self.critic, self.config.tau)
 
     def gradient(self, part: str) -> F32:
+        if part not in self.parts:
+            return super().gradient(part)
         batch = self.replay.gather(self.sampling.integers(self.replay.size, self.config.batch))
         return (self.critic_gradient if part == "critic" else self.actor_gradient)(batch)[1].copy()
+
+    def apply(self, part: str, G: F32) -> None:
+        if part not in self.parts:
+            super().apply(part, G)
+        adam = self.critic_adam if part == "critic" else self.actor_adam
+        adam.step(self.parts[part], G, self.config.learning_rate)
 
     def _twins(self, critic: F32) -> F32:
         return critic.reshape(len(critic), 2, -1)

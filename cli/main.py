@@ -16,7 +16,12 @@ from rich.table import Table
 
 from core.errors import Failure, Mistake
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated reinforcement learning. An error is one sentence; --debug shows where it came from.",
+)
 # Words for people go to stderr, so that --json leaves stdout to one JSON object.
 say = Console(stderr=True, highlight=False)
 
@@ -35,7 +40,7 @@ def run(
     """Train a fleet, and leave a run directory with metrics, checkpoint, weights and a picture."""
     from client.session import RunConfig, Session
     from client.solo import train_alone
-    from core.config import build, flatten, override, unflatten
+    from core.config import build, nested, override
     from runs import plots, trackers
     from runs.directory import RunDirectory, read_toml
 
@@ -44,15 +49,18 @@ def run(
     if resume is not None and out is not None:
         raise Mistake("a resumed run goes on in its own directory: leave --out away")
     changes = list(settings or []) + ([f"seed={seed}"] if seed is not None else [])
+    if resume is not None:
+        refuse_other_run(changes)
     source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
     config = build(RunConfig, override(source, changes))
     trackers.check(config.wandb)
     session = Session(config)
     if resume is not None:
         directory = RunDirectory.open(resume)
+        directory.write_conf(nested(config))
     else:
         name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = RunDirectory.create(out or Path("out") / name, unflatten(flatten(config)))
+        directory = RunDirectory.create(out or Path("out") / name, nested(config))
     try:
         summary = train_alone(config, session, directory, teller(config.steps))
     finally:
@@ -70,6 +78,18 @@ def run(
         raise typer.Exit(130)
 
 
+# What may change when a run goes on; anything else would make it another run.
+CHANGEABLE = ("steps", "checkpoint-every", "evaluate-episodes", "evaluate", "threads", "tensorboard", "wandb")
+
+
+def refuse_other_run(changes: list[str]) -> None:
+    """A resumed run is the same run: its worlds, seeds and learners are settled."""
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if key not in CHANGEABLE:
+            raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
+
+
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The directory of a run.")],
@@ -83,12 +103,14 @@ def evaluate(
 
     from client.session import RunConfig, Session
     from core.config import build, override
+    from core.streams import Streams
     from envs.video import record
     from runs import checkpoints
     from runs.directory import RunDirectory
 
     directory = RunDirectory.open(run)
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
+    values.pop("federation", None)  # how the weights came about is not asked here
     config = build(RunConfig, values)
     if agent >= config.agents:
         raise Mistake(f"the run has agents 0 to {config.agents - 1}, not {agent}")
@@ -105,7 +127,9 @@ def evaluate(
             rows.add_row(str(k), *(f"{figure:.1f}" for figure in figures))
         Console().print(rows)
         if video is not None:
-            record(session.worlds, session.fleet.act, video, agent)
+            streams = Streams(session.fleet.seeds, "film", lanes=session.worlds.copies)
+            explore = config.evaluate == "sampled"
+            record(session.worlds, lambda obs: session.fleet.act(obs, streams if explore else None), video, agent)
             say.print(f"filmed agent {agent}: {video}")
     finally:
         session.close()
@@ -153,7 +177,8 @@ def read(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
     """The metrics of runs by name; a run without any is a mistake."""
     from runs.directory import RunDirectory
 
-    records = {run.name: RunDirectory.open(run).read_metrics() for run in runs}
+    plain = len({run.name for run in runs}) == len(runs)
+    records = {run.name if plain else str(run): RunDirectory.open(run).read_metrics() for run in runs}
     for name, found in records.items():
         if not found:
             raise Mistake(f"the run {name} has no metrics yet")
@@ -209,8 +234,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
-    except (Mistake, Failure) as error:
+    except (Mistake, Failure, OSError, MemoryError) as error:
         if debug:
             raise
-        say.print(f"[red]fedrl:[/red] {escape(str(error))}", soft_wrap=True)
+        words = "there is not enough memory for this run" if isinstance(error, MemoryError) else str(error)
+        say.print(f"[red]fedrl:[/red] {escape(words)}", soft_wrap=True)
         sys.exit(2 if isinstance(error, Mistake) else 1)

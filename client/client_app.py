@@ -37,11 +37,12 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Judge the weights that came in this party's world."""
+    """Judge the weights that came in this party's world; its own stay as they are."""
     session = party(context)
+    own = {name: array.copy() for name, array in session.fleet.learned.items()}
     _load(session, message)
     metrics: Metrics = {"party": number_of(context), "return": float(session.evaluate().mean())}
-    remember(context, session)
+    session.fleet.load_learned(own)
     return Message(messages.content(metrics=MetricRecord(metrics)), reply_to=message)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agents.fleet import Fleet
 from client.session import PartyConfig, Session
 from core.config import build, unflatten
-from core.errors import Mistake
+from core.errors import Failure, Mistake
 from runs import checkpoints
 from strategies import messages
 
@@ -37,7 +37,10 @@ def number_of(context: Context) -> int:
     """Which agent this node is."""
     if "partition-id" not in context.node_config:
         raise Mistake("the node does not say which agent it is: start it with --node-config 'partition-id=0'")
-    return int(context.node_config["partition-id"])
+    number, agents = int(context.node_config["partition-id"]), int(context.run_config.get("agents", 1))
+    if not 0 <= number < agents:
+        raise Mistake(f"'partition-id' is {number}, and the run has the agents 0 to {agents - 1} (key 'agents')")
+    return number
 
 
 def party(context: Context) -> Session:
@@ -48,7 +51,13 @@ def party(context: Context) -> Session:
         return kept[1]
     session = Session(party_config(context.run_config), numbers=[number])
     if generation:
-        session.load_state(checkpoints.load(_snapshot(context, number))[0])
+        path = _snapshot(context, number)
+        arrays, meta = checkpoints.load(path)
+        if meta["generation"] != generation:
+            raise Failure(
+                f"{path} is snapshot {meta['generation']}, the run is at {generation}: another node wrote it?"
+            )
+        session.load_state(arrays)
     _here[context.run_id, number] = (generation, session)
     return session
 

@@ -16,8 +16,8 @@ from agents.fleet import Fleet, Report
 from agents.policy_gradient import PolicyGradientConfig
 from agents.ppo import PPOConfig
 from agents.td3 import TD3Config
-from core.config import dashed, option, table
-from core.errors import Failure
+from core.config import option, table
+from core.errors import Failure, Mistake
 from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
@@ -59,7 +59,7 @@ class RunConfig(PartyConfig):
 class Session(Rows):
     """A fleet with its worlds. Everything that a resume needs is its ``state()``."""
 
-    ROWS = ("fleet", "judges")
+    ROWS = ("fleet",)
 
     def __init__(self, config: PartyConfig, numbers: Sequence[int] | None = None, render: bool = False) -> None:
         self.config = config
@@ -73,14 +73,20 @@ class Session(Rows):
         if config.evaluate_episodes:
             judged = replace(config.world, copies=config.evaluate_episodes, workers=0)
             self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
+            self.judges.frozen = True
 
     def train(self, work: int) -> Report:
         return self.fleet.train(work)
 
     def evaluate(self) -> NDArray[np.float64]:
-        """Returns (K, episodes) in the world as each agent knows it now; judging moves no world on."""
-        assert self.judges is not None
+        """Returns (K, episodes) in the world as each agent knows it now.
+
+        Judging leaves nothing behind: time stands still in its worlds, and its episodes depend on how far an agent is.
+        """
+        if self.judges is None:
+            raise Mistake("'evaluate-episodes' is 0: there are no worlds to judge in")
         self.judges.steps[...] = self.worlds.steps
+        self.judges.begin_anew(self.fleet.progress)
         return self.fleet.evaluate(self.judges, explore=self.config.evaluate == "sampled")
 
     def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
@@ -98,5 +104,5 @@ class Session(Rows):
 def make_fleet(config: PartyConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:
     """The fleet that the configuration names, over these worlds."""
     fleet = FLEETS[config.algorithm](getattr(config, config.algorithm.replace("-", "_")), worlds, seeds)
-    assert isinstance(fleet, Fleet), dashed(config.algorithm)
+    assert isinstance(fleet, Fleet)
     return fleet

@@ -58,12 +58,13 @@ def train_alone(config: RunConfig, session: Session, run: RunDirectory, tell: Ca
             run.log(record)
             trackers.log(record)
             tell(record)
+            # Not only before a checkpoint: so a run that is stopped after any round equals one that is not.
+            fleet.settle()
             saved = rounds % config.checkpoint_every == 0
             if saved:
                 save(session, run, rounds, record["wall_s"])
         if not saved:
             save(session, run, rounds, wall_before + time.perf_counter() - begun)
-    run.save_weights(fleet.learned, {"algorithm": config.algorithm, "world": config.world.id})
     return summary(run, interrupted=stop.asked)
 
 
@@ -80,6 +81,8 @@ def resume(session: Session, run: RunDirectory) -> tuple[int, float]:
 
 def save(session: Session, run: RunDirectory, rounds: int, wall_s: float) -> None:
     run.save(session.state(), {"round": rounds, "wall_s": wall_s})
+    config = session.config
+    run.save_weights(session.fleet.learned, {"algorithm": config.algorithm, "world": config.world.id})
 
 
 def summary(run: RunDirectory, interrupted: bool) -> Record:

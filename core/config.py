@@ -150,6 +150,17 @@ def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]
     return flat
 
 
+def nested(config: Any) -> dict[str, Any]:
+    """Every key of a configuration as a TOML file holds it: tables and lists."""
+    made: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = nested(value)
+        made[dashed(field.name)] = list(value) if isinstance(value, tuple) else value
+    return made
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The nested table that ``flatten`` came from, its values still scalars."""
     nested: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import Failure
@@ -82,4 +83,5 @@ def adopt(mine: Array, state: Mapping[str, Array], key: str) -> None:
 
 
 def _taken(member: Any, rows: Any) -> Any:
-    return member.take(rows) if isinstance(member, Rows) else member[rows]
+    # Compiled loops are made for arrays in one stretch; a slice without steps stays a view.
+    return member.take(rows) if isinstance(member, Rows) else np.ascontiguousarray(member[rows])

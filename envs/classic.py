@@ -203,12 +203,12 @@ class Classic(Worlds):
             ends = np.empty((2, *self.clock.shape), np.bool_)
             physics = self.physics
             active = self._everyone
-            self.steps += self.copies
+            self.count(self.copies)
         else:
             obs, next_obs, reward = self.obs.copy(), np.zeros_like(self.obs), np.zeros(self.clock.shape, np.float32)
             ends = np.zeros((2, *self.clock.shape), np.bool_)
             physics = self.physics
-            self.steps += active.sum(axis=1)
+            self.count(active.sum(axis=1))
         keys, counts = self.streams.keys, self.streams.counts
         self._kernel(
             self.state_, self.clock, physics, keys, counts, active, actions, self.horizon, obs, next_obs, reward, ends

@@ -156,6 +156,7 @@ class GymWorlds(Worlds):
         fresh = partial(make, config, render)
         self._stage: Stage = self._crew(fresh) if config.workers else Here(fresh, self._cells.ravel().tolist())
         self.reset()
+        self._settled = True
 
     def _crew(self, fresh: Callable[[], Env]) -> Crew:
         count, one = self._cells.size, np.asarray(self.action_space.sample())
@@ -191,7 +192,8 @@ class GymWorlds(Worlds):
             self._refuse_nan(where, np.isfinite(seen).all(axis=1) & np.isfinite(reward[where]))
             obs[where] = next_obs[where] = seen
             ends[1] &= ~ends[0]
-            self.steps += where.sum(axis=1)
+            self.count(where.sum(axis=1))
+            self._settled = False
             ended = ends[0] | ends[1]
             if ended.any():
                 self._begin(ended)
@@ -213,8 +215,12 @@ class GymWorlds(Worlds):
                 f"'{self.config.id}' returned an observation or a reward that is not finite (row {agent}, copy {copy})"
             )
 
+    def settle(self) -> None:
+        if not self._settled:
+            self._renew()
+
     def state(self) -> dict[str, Array]:
-        self._renew()
+        self.settle()
         return super().state()
 
     def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
@@ -225,6 +231,7 @@ class GymWorlds(Worlds):
     def _renew(self) -> None:
         self._stage.renew(self._cells.ravel())
         self.reset()
+        self._settled = True
 
     def take(self, rows: Any) -> GymWorlds:
         part = super().take(rows)
@@ -234,6 +241,7 @@ class GymWorlds(Worlds):
 
     def put(self, rows: Any, part: GymWorlds) -> None:
         super().put(rows, part)
+        self._settled = False
         self.obs = self.obs.copy()
         self.obs[rows] = part.obs
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from core.config import option
 from core.rows import Rows
+from core.streams import Streams
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -70,8 +71,11 @@ class Worlds(Rows):
     action_space: spaces.Space[Any]
     obs: F32
     steps: NDArray[np.int64]
+    streams: Streams
     exact: bool = True
     """Whether ``state()`` holds the episodes in progress, or ends them."""
+    frozen: bool = False
+    """Whether time stands still: nothing is counted, so nothing drifts or jumps. For worlds that judge."""
     fps: int = 30
     """Pictures per second of a recording that runs as fast as the world."""
 
@@ -87,6 +91,18 @@ class Worlds(Rows):
     def reset(self) -> F32:
         """Begin a new episode in every copy."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """End what ``state()`` could not hold. Between a ``settle`` and the next step, ``state()`` changes nothing."""
+
+    def count(self, lived: NDArray[np.int64] | int) -> None:
+        """These steps were lived through by the agents."""
+        if not self.frozen:
+            self.steps += lived
+
+    def begin_anew(self, number: NDArray[np.int64]) -> None:
+        """The episodes that follow depend on the agent and on this number of its, not on those before."""
+        self.streams.counts[...] = (number.astype(np.uint64) << np.uint64(32))[:, None]
 
     def step(self, actions: NDArray[Any], active: Bools | None = None) -> Step:
         """One step of every active copy; finished copies begin a new episode by themselves."""

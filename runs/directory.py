@@ -31,7 +31,7 @@ class RunDirectory:
             raise Mistake(f"{path} already holds a run; continue it with --resume {path}, or choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run.conf.write_text(tomli_w.dumps(dict(conf)))
+            run.write_conf(conf)
             run.metrics.write_text("")
         except OSError as error:
             raise Failure(f"the run directory {path} could not be made: {error.strerror or error}") from None
@@ -43,6 +43,9 @@ class RunDirectory:
         if not run.conf.exists():
             raise Mistake(f"{path} holds no run (no {run.conf.name} in it)")
         return run
+
+    def write_conf(self, conf: Mapping[str, Any]) -> None:
+        _replace(self.conf, tomli_w.dumps(dict(conf)))
 
     def read_conf(self) -> dict[str, Any]:
         return read_toml(self.conf)
@@ -58,6 +61,8 @@ class RunDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records so far; a line cut short by a crash ends them."""
         found: list[dict[str, Any]] = []
+        if not self.metrics.exists():
+            raise Mistake(f"{self.path} has no {self.metrics.name}: it is not a run, or was never begun")
         for line in self.metrics.read_text().splitlines():
             try:
                 found.append(json.loads(line))
@@ -68,7 +73,7 @@ class RunDirectory:
     def rewind(self, rounds: int) -> None:
         """Forget what came after the checkpoint: a resumed run writes those rounds again."""
         kept = [json.dumps(record) for record in self.read_metrics() if record["round"] <= rounds]
-        self.metrics.write_text("".join(line + "\n" for line in kept))
+        _replace(self.metrics, "".join(line + "\n" for line in kept))
 
     def save(self, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
         checkpoints.save(self.checkpoint, arrays, meta)
@@ -76,6 +81,13 @@ class RunDirectory:
     def save_weights(self, learned: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
         """What was learned, a matrix per part with a row per agent: plain npz, readable without our code."""
         checkpoints.save(self.weights, learned, meta)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and move into place: whatever happens meanwhile, one of the two is whole."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

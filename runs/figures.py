@@ -16,9 +16,12 @@ Records = Sequence[Mapping[str, Any]]
 
 def interquartile_mean(values: F64) -> F64:
     """The mean of the middle half over axis 0 (all of it when there are fewer than four)."""
-    ordered = np.sort(values, axis=0)
+    ordered = np.sort(values, axis=0)  # what was not measured sorts behind all that was
     cut = len(ordered) // 4
-    middle: F64 = ordered[cut : len(ordered) - cut].mean(axis=0)
+    measured = ordered[cut : len(ordered) - cut]
+    some = np.isfinite(measured).any(axis=0)
+    middle = np.full(measured.shape[1:], np.nan)
+    middle[some] = np.nanmean(measured[:, some], axis=0)
     return middle
 
 
@@ -27,16 +30,23 @@ def bootstrap_band(values: F64, level: float = 0.95, draws: int = 1000) -> tuple
     generator = np.random.default_rng(0)
     picks = generator.integers(len(values), size=(draws, len(values)))
     means = np.stack([interquartile_mean(values[pick]) for pick in picks])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    band = np.full((2, *means.shape[1:]), np.nan)
+    some = np.isfinite(means).any(axis=0)
+    band[:, some] = np.nanquantile(means[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return band[0], band[1]
 
 
 def series(records: Records, metric: str) -> F64:
     """(agents, rounds) of a metric; nan where it was not measured."""
-    if any(metric not in record for record in records):
-        known = sorted(name for name, value in records[0].items() if isinstance(value, list))
+    known = sorted({name for record in records for name, value in record.items() if isinstance(value, list)})
+    if metric not in known:
         raise Mistake(f"the run measured no '{metric}' (it has: {', '.join(known)})")
-    return np.array([[np.nan if v is None else v for v in record[metric]] for record in records], dtype=float).T
+    agents = max(len(record.get(metric, ())) for record in records)
+    values = np.full((agents, len(records)), np.nan)
+    for at, record in enumerate(records):
+        found = record.get(metric, ())
+        values[: len(found), at] = [np.nan if value is None else value for value in found]
+    return values
 
 
 def final(records: Records) -> dict[str, Any]:

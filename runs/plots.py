@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from core.errors import Mistake
 from runs.figures import Records, bootstrap_band, interquartile_mean, series
+
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def curves(path: Path, runs: Mapping[str, Records], title: str = "", metric: str = "return", x: str = "steps") -> None:
     """A metric of several runs: every agent thin, their interquartile mean thick with its 95% bootstrap band."""
+    if path.suffix not in PICTURES:
+        raise Mistake(f"a picture ends in {', '.join(PICTURES)}, not '{path.name}'")
     import matplotlib
 
     matplotlib.use("Agg")

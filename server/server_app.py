@@ -8,6 +8,7 @@ from logging import INFO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from client.party import exchangeable, party_config
 from client.session import PartyConfig, Session
-from core.config import build, flatten, option, unflatten
+from core.config import build, flatten, nested, option, unflatten
 from core.errors import Mistake
 from runs.directory import RunDirectory
 from strategies import messages
@@ -44,12 +45,14 @@ def app_config() -> dict[str, bool | int | float | str]:
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
     config = party_config(context.run_config)
-    nested = unflatten(context.run_config)
-    federation = build(FederationConfig, nested.get("federation", {}), "federation.")
+    given = unflatten(context.run_config).get("federation", {})
+    federation = build(FederationConfig, given, "federation.")
+    if not config.evaluate_episodes:
+        raise Mistake("a federation judges what it made: 'evaluate-episodes' must be at least 1")
     first = Session(config, numbers=[0])
     chosen = exchanged(federation.parts, first)
     path = Path(federation.out) / f"{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id % 10_000:04d}"
-    run = RunDirectory.create(path, unflatten(flatten(config) | flatten(federation, "federation.")))
+    run = RunDirectory.create(path, nested(config) | {"federation": nested(federation)})
     strategy = FedAvg({name: len(row) for name, row in chosen.items()}, config.agents, federation.wait_s, tell=run.log)
     result = strategy.start(
         grid,
@@ -58,7 +61,13 @@ def main(grid: Grid, context: Context) -> None:
         federation.timeout_s,
         train_config=ConfigRecord({"work": config.work}),
     )
-    final = {name: array.numpy()[None] for name, array in result.arrays.items()}
+    final: dict[str, NDArray[Any]] = {}
+    for name, array in result.arrays.items():
+        row = array.numpy()[None]
+        if name.startswith(messages.MOMENTS):
+            final |= {f"{name}.shared": row.astype(float), f"{name}.seen": np.zeros(row.shape)}
+        else:
+            final[name] = row
     run.save_weights(final, {"algorithm": config.algorithm, "world": config.world.id})
     log(INFO, "the run is in %s", path)
 

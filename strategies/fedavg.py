@@ -41,6 +41,8 @@ class FedAvg(Strategy):
     ) -> None:
         self.widths, self.parties, self.wait_s, self.rule, self.tell = dict(widths), parties, wait_s, rule, tell
         self.refused: Counter[str] = Counter()
+        self.steps: Counter[int] = Counter()
+        self._began = time.perf_counter()
         self.moments = {name: np.zeros(width) for name, width in widths.items() if name.startswith(messages.MOMENTS)}
         self._round: Record = {}
 
@@ -58,11 +60,19 @@ class FedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         accepted: list[tuple[int, float, float, dict[str, Any]]] = []
+        known: set[float] = set()
         for reply in replies:
             try:
                 parts = messages.unpack(reply, self.widths)
                 party, steps, updates = (messages.number(reply, name) for name in ("party", "steps", "updates"))
-                accepted.append((int(party), steps, max(updates, 0.0), parts))
+                if updates < 0 or steps < 0:
+                    raise RefusedError(
+                        "negative-work", f"party {party:g} says it did {steps:g} steps, {updates:g} updates"
+                    )
+                if party in known:
+                    raise RefusedError("duplicate-party", f"party {party:g} has already answered this round")
+                known.add(party)
+                accepted.append((int(party), steps, updates, parts))
             except RefusedError as error:
                 self._refuse(error)
         if not accepted:
@@ -79,12 +89,12 @@ class FedAvg(Strategy):
             merged_row[name] = self.moments[name] if name in self.moments else self.rule(np.stack(rows), weights)
         self._round |= {
             "parties": [party for party, *_ in accepted],
-            "steps": [steps for _, steps, *_ in accepted],
+            "steps": [self._lived(party, steps) for party, steps, *_ in accepted],
             "updates": weights.tolist(),
             "bytes_up": 4 * len(accepted) * sum(self.widths.values()),
         }
         return messages.pack(merged_row), MetricRecord(
-            {"replies": len(accepted), "steps": float(sum(self._round["steps"]))}
+            {"replies": len(accepted), "steps": float(sum(steps for _, steps, *_ in accepted))}
         )
 
     def configure_evaluate(
@@ -100,13 +110,24 @@ class FedAvg(Strategy):
                 returns[int(messages.number(reply, "party"))] = messages.number(reply, "return")
             except RefusedError as error:
                 self._refuse(error)
-        began = self._round.pop("began", time.perf_counter())
+        now = time.perf_counter()
+        began = self._round.pop("began", now)
         ordered = [returns[party] for party in sorted(returns)]
         self.tell(
             self._round
-            | {"return": ordered, "refused": dict(self.refused), "round_s": round(time.perf_counter() - began, 4)}
+            | {
+                "return": ordered,
+                "refused": dict(self.refused),
+                "round_s": round(now - began, 4),
+                "wall_s": round(now - self._began, 3),
+            }
         )
         return MetricRecord({"return": float(np.mean(ordered))}) if ordered else None
+
+    def _lived(self, party: int, steps: float) -> int:
+        """All steps of a party so far."""
+        self.steps[party] += int(steps)
+        return self.steps[party]
 
     def _refuse(self, error: RefusedError) -> None:
         self.refused[error.reason] += 1

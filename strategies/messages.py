@@ -70,6 +70,8 @@ def unpack(message: Message, widths: Mapping[str, int]) -> dict[str, F32]:
             )
         if not np.isfinite(row).all():
             raise RefusedError("not-finite", f"'{name}' holds nan or infinity")
+        if name.startswith(MOMENTS) and (row[0] < 0 or (row[1 + width // 2 :] < 0).any()):
+            raise RefusedError("bad-moments", f"'{name}' holds a negative count or spread")
         parts[name] = row
     return parts
 

@@ -96,7 +96,7 @@ def test_only_the_chosen_parts_travel(config: dict[str, Any]) -> None:
 def test_moments_are_added_up_and_nothing_is_counted_twice(config: dict[str, Any]) -> None:
     run = federate(config | {"ppo.normalise-observations": True})
     with np.load(run.weights) as weights:
-        count = weights["moments.observations"][0, 0]
+        count = weights["moments.observations.shared"][0, 0]
     assert count == 3 * 2 * (2 * 16 * 4)  # rounds, parties, steps of a party in a round
 
 

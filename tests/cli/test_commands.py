@@ -1,0 +1,136 @@
+"""Every command on one tiny run, as a user types it; mistakes are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cli.main
+
+CONF = """
+algorithm = "td3"
+agents = 2
+steps = 60
+work = 20
+evaluate-episodes = 2
+checkpoint-every = 2
+[world]
+id = "Acrobot-v1"
+[td3]
+hidden = [8]
+learning-starts = 30
+batch = 4
+capacity = 100
+"""
+
+
+def fedrl(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["fedrl", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as caught:
+        cli.main.main()
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONF.replace("Acrobot-v1", "Pendulum-v1"))
+    return path
+
+
+@pytest.fixture
+def run(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    assert fedrl(monkeypatch, "run", conf, "--out", tmp_path / "run") == 0
+    return tmp_path / "run"
+
+
+def test_a_run_and_everything_that_is_done_with_it(
+    run: Path, conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {path.name for path in run.iterdir()} >= {"conf.toml", "metrics.jsonl", "checkpoint.npz", "curve.png"}
+    assert (run / "tensorboard").is_dir()
+    capsys.readouterr()
+    assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "table.json") == 0
+    figures = json.loads((tmp_path / "table.json").read_text())["run"]
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["mean"] == round(float(np.mean(last["return"])), 1)
+    assert figures["steps"] == 60
+    # The first round learned nothing yet: its losses are missing, and the curve begins later.
+    assert fedrl(monkeypatch, "plot", run, "--metric", "critic-loss", "--out", tmp_path / "loss.png") == 0
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert fedrl(monkeypatch, "eval", run, "--episodes", 2, "--set", "world.physics.length=1.5") == 0
+    assert "mean return" in capsys.readouterr().out
+    assert fedrl(monkeypatch, "run", "--resume", run, "--set", "steps=80", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["rounds"], summary["env_steps"]) == (4, 160)
+    assert fedrl(monkeypatch, "conf", "td3.") == 0
+    assert "td3.policy-delay" in capsys.readouterr().out
+
+
+def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    run.rename(tmp_path / "other" / "run")
+    conf = tmp_path / "tiny.toml"
+    assert fedrl(monkeypatch, "run", conf, "--out", run) == 0
+    assert fedrl(monkeypatch, "table", run, tmp_path / "other" / "run", "--out", tmp_path / "t.json") == 0
+    assert len(json.loads((tmp_path / "t.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run",), "give a conf"),
+        (("run", "missing.toml"), "there is no file"),
+        (("run", "--resume", "RUN", "--seed", "9"), "'seed' is settled"),
+        (("run", "--resume", "RUN", "--set", "world.copies=3"), "'world.copies' is settled"),
+        (("run", "--resume", "RUN", "--out", "elsewhere"), "leave --out away"),
+        (("run", "CONF", "--out", "RUN"), "already holds a run"),
+        (("run", "CONF", "--set", "td3.gama=1"), "did you mean 'td3.gamma'"),
+        (("run", "CONF", "--set", "wandb=3"), "true or false"),
+        (("eval", "RUN", "--agent", "7"), "agents 0 to 1"),
+        (("eval", "nowhere"), "holds no run"),
+        (("plot", "RUN", "--metric", "kl"), "measured no 'kl'"),
+        (("plot", "RUN", "--out", "x.foo"), "a picture ends in"),
+        (("plot", "RUN", "--x", "miles"), "--x is one of"),
+        (("conf", "nothing."), "no key begins"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: tuple[str, ...], words: str, run: Path, conf: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    capsys.readouterr()
+    given = [{"RUN": run, "CONF": conf}.get(argument, argument) for argument in arguments]
+    assert fedrl(monkeypatch, *given) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_a_failure_is_one_sentence_and_exit_code_1(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "nowhere" / "t.json") == 1
+    (run / "checkpoint.npz").write_bytes(b"not a checkpoint")
+    assert fedrl(monkeypatch, "run", "--resume", run) == 1
+    told = capsys.readouterr().err
+    assert "cannot be read" in told
+    assert "Traceback" not in told
+
+
+def test_a_run_stopped_between_checkpoints_equals_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a simulator whose state cannot be saved, stopped after a round that the checkpoints do not fall on."""
+    conf = tmp_path / "mountain.toml"
+    conf.write_text(CONF.replace("Acrobot-v1", "MountainCarContinuous-v0").replace("every = 2", "every = 7"))
+    assert fedrl(monkeypatch, "run", conf, "--out", tmp_path / "whole", "--set", "steps=100") == 0
+    assert fedrl(monkeypatch, "run", conf, "--out", tmp_path / "half", "--set", "steps=60") == 0
+    assert fedrl(monkeypatch, "run", "--resume", tmp_path / "half", "--set", "steps=100") == 0
+    with np.load(tmp_path / "whole" / "weights.npz") as whole, np.load(tmp_path / "half" / "weights.npz") as half:
+        for name in ("actor", "critic"):
+            np.testing.assert_array_equal(whole[name], half[name])

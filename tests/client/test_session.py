@@ -1,0 +1,97 @@
+"""A session: judging leaves nothing behind, and a part of a fleet is a fleet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from client.session import PartyConfig, Session
+from core.errors import Failure, Mistake
+from envs import WorldConfig
+
+PENDULUM = WorldConfig(id="Pendulum-v1", horizon=20)
+
+
+def session(algorithm: str = "ppo", agents: int = 4, **world: object) -> Session:
+    defaults = {"id": "CartPole-v1", "copies": 2} if algorithm != "td3" else {"id": "Pendulum-v1", "horizon": 20}
+    config = PartyConfig(algorithm=algorithm, agents=agents, evaluate_episodes=3, world=WorldConfig(**defaults | world))
+    object.__setattr__(config.td3, "learning_starts", 10)
+    object.__setattr__(config.td3, "capacity", 50)
+    object.__setattr__(config.td3, "batch", 8)
+    return Session(config)
+
+
+def test_judging_neither_moves_the_world_on_nor_lets_it_jump() -> None:
+    one = session(agents=1, physics={"gravity": {"before": 9.8, "after": 1.0, "at": 1000}})
+    one.train(1)
+    before = one.worlds.steps.copy()
+    assert one.judges is not None
+    for _ in range(3):
+        one.evaluate()
+        assert one.judges.steps == before == one.worlds.steps
+        assert one.judges.physics[0, 0] == 9.8  # type: ignore[attr-defined]
+    one.worlds.steps[...] = 1000
+    one.evaluate()
+    assert one.judges.physics[0, 0] == 1.0  # type: ignore[attr-defined]
+
+
+def test_judging_depends_on_how_far_an_agent_is_and_on_nothing_else() -> None:
+    one, other = session(), session()
+    one.evaluate()
+    np.testing.assert_array_equal(one.evaluate(), other.evaluate())
+    first = one.evaluate()
+    one.train(1)
+    assert (one.evaluate() != first).any()
+
+
+def test_judging_without_worlds_is_refused() -> None:
+    with pytest.raises(Mistake, match="evaluate-episodes"):
+        Session(PartyConfig(evaluate_episodes=0)).evaluate()
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "policy-gradient", "td3"])
+def test_every_second_agent_trains_as_it_would_alone(algorithm: str) -> None:
+    whole, work = session(algorithm), 30 if algorithm == "td3" else 1
+    untouched = {name: matrix[1::2].copy() for name, matrix in whole.fleet.parts.items()}
+    part = whole.fleet.take(slice(0, 4, 2))
+    part.train(work)
+    whole.fleet.put(slice(0, 4, 2), part)
+    everyone = session(algorithm)
+    everyone.train(work)
+    for name, matrix in whole.fleet.parts.items():
+        np.testing.assert_allclose(matrix[::2], everyone.fleet.parts[name][::2], atol=1e-5)
+        np.testing.assert_array_equal(matrix[1::2], untouched[name])
+
+
+def test_the_state_of_a_part_is_that_of_its_agents_alone() -> None:
+    whole = session("td3", agents=3)
+    whole.train(30)
+    state = whole.fleet.take(slice(1, 2)).state()
+    assert {array.shape[0] for array in state.values()} == {1}
+    fresh = session("td3", agents=3)
+    part = fresh.fleet.take(slice(1, 2))
+    part.load_state(state)
+    np.testing.assert_array_equal(fresh.fleet.replay.obs[1], whole.fleet.replay.obs[1])  # type: ignore[attr-defined]
+    assert not fresh.fleet.replay.obs[[0, 2]].any()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("algorithm", "part"), [("ppo", "policy"), ("policy-gradient", "value"), ("td3", "bogus")])
+def test_gradients_of_parts_that_have_none_are_refused(algorithm: str, part: str) -> None:
+    fleet = session(algorithm).fleet
+    with pytest.raises(Mistake, match=part):
+        fleet.gradient(part)
+    with pytest.raises(Mistake, match=part):
+        fleet.apply(part, np.zeros((4, 1), np.float32))
+
+
+def test_a_gradient_applied_is_a_training_step() -> None:
+    trained, stepped = session("policy-gradient"), session("policy-gradient")
+    trained.train(1)
+    stepped.fleet.apply("policy", stepped.fleet.gradient("policy"))
+    np.testing.assert_array_equal(trained.fleet.parts["policy"], stepped.fleet.parts["policy"])
+
+
+def test_a_checkpoint_with_more_than_the_run_has_is_refused() -> None:
+    one = session()
+    with pytest.raises(Failure, match=r"fleet\.gone"):
+        one.load_state(one.state() | {"fleet.gone": np.zeros(1)})
