@@ -114,18 +114,20 @@ class MLP:
         if self.squash:
             y = tape.inputs[-1]
             dy = dy * (1.0 - y * y)
+        sums = _sums(dy.reshape(-1, *dy.shape[-2:]))
         for index in range(len(layers) - 1, -1, -1):
             weight, slot, h = layers[index][0], slots[index], tape.inputs[index]
             if slot is not None:
                 _product(np.swapaxes(h, -1, -2), dy, slot[0], self.precision)
-                slot[1][...] = _sums(dy.reshape(-1, *dy.shape[-2:])).reshape(slot[1].shape)
+                slot[1][...] = sums.reshape(slot[1].shape)
             if index == 0 and not want_dx:
                 return None
             dx = tape.buffer(("d", index), (*dy.shape[:-1], weight.shape[-2]))
             _product(dy, np.swapaxes(weight, -1, -2), dx, self.precision)
             if index == 0:
                 return dx
-            (_relu_back if self.activation == "relu" else _tanh_back)(dx.reshape(-1), h.reshape(-1))
+            back = _relu_back if self.activation == "relu" else _tanh_back
+            sums = back(dx.reshape(-1, *dx.shape[-2:]), h.reshape(-1, *dx.shape[-2:]))
             dy = dx
         return None
 
@@ -238,14 +240,29 @@ _BIASED = {"none": _add, "relu": _add_relu, "tanh": _add_tanh}
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def _relu_back(dh, h):  # type: ignore[no-untyped-def]
-    for i in range(dh.shape[0]):
-        dh[i] = dh[i] if h[i] > 0 else np.float32(0)
+    """From d loss / d h to that by what the activation was given, in place; returns its sums, for the biases."""
+    sums = np.zeros((dh.shape[0], dh.shape[2]), np.float32)
+    for k in range(dh.shape[0]):
+        total = sums[k]
+        for i in range(dh.shape[1]):
+            d, y = dh[k, i], h[k, i]
+            for j in range(d.shape[0]):
+                d[j] = d[j] if y[j] > 0 else np.float32(0)
+                total[j] += d[j]
+    return sums
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")
 def _tanh_back(dh, h):  # type: ignore[no-untyped-def]
-    for i in range(dh.shape[0]):
-        dh[i] *= np.float32(1) - h[i] * h[i]
+    sums = np.zeros((dh.shape[0], dh.shape[2]), np.float32)
+    for k in range(dh.shape[0]):
+        total = sums[k]
+        for i in range(dh.shape[1]):
+            d, y = dh[k, i], h[k, i]
+            for j in range(d.shape[0]):
+                d[j] *= np.float32(1) - y[j] * y[j]
+                total[j] += d[j]
+    return sums
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")

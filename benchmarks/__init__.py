@@ -1,1 +1,1 @@
-"""How fast, measured: `python -m benchmarks` runs all, `python -m benchmarks.td3` one. docs/performance.md has the tables."""
+"""How fast: `python -m benchmarks` runs all, `python -m benchmarks.td3` one. docs/performance.md has the tables."""

@@ -102,7 +102,11 @@ def main() -> None:
         }
     )
     rows: list[Row] = [
-        {"work": work, "steps per core-second": str(rates.of(name)), "ratio to the peer": str(rates.ratio(name, "peer"))}
+        {
+            "work": work,
+            "steps per core-second": str(rates.of(name)),
+            "ratio to the peer": str(rates.ratio(name, "peer")),
+        }
         for work, name in (
             (f"10 agents x 16 trajectories, good policy ({length:.0f} steps each)", "fleet"),
             ("100 agents x 16 trajectories, good policy", "thousand"),

@@ -1,8 +1,8 @@
 """What every benchmark shares: one thread, contenders in turn, medians, and ratios with their spread.
 
-Time is the processor time of this process, so a neighbour on the same core costs nothing here and a contender that spins
-on many threads pays for all of them. What still drifts (clock rate, caches) hits all contenders of a round alike, which is
-why a ratio is taken within each round and only then across rounds.
+Time is the processor time of this process: a neighbour on the same core costs little here, and a contender that spins
+on many threads pays for all of them. What still drifts (clock rate, caches) hits all contenders of a round alike, which
+is why a ratio is taken within each round and only then across rounds.
 """
 
 from __future__ import annotations

@@ -1,0 +1,6 @@
+"""All benchmarks, one after the other: `python -m benchmarks [--json]`."""
+
+from benchmarks import memory, policy_gradient, ppo, td3, threads, worlds
+
+for benchmark in (policy_gradient, ppo, td3, worlds, memory, threads):
+    benchmark.main()
