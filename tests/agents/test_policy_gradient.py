@@ -154,14 +154,14 @@ def test_how_many_agents_share_a_pass_does_not_matter(monkeypatch):
         np.testing.assert_allclose(log_prob[used], results[0][1][used], rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_goes_up_the_gradient():
-    """One Adam step from nothing moves each weight by the learning rate, in the gradient's direction."""
+def test_a_step_goes_down_the_gradient_of_the_loss():
+    """One Adam step from nothing moves each weight by the learning rate, against the gradient."""
     fleet, twin = fleet_for("discrete"), fleet_for("discrete")
     g, before = twin.gradient("policy"), fleet.policy.copy()
     np.testing.assert_array_equal(twin.policy, before)
     report = fleet.train(1)
     sure = np.abs(g) > 1e-4
-    np.testing.assert_allclose((fleet.policy - before)[sure], 1e-2 * np.sign(g)[sure], rtol=1e-2)
+    np.testing.assert_allclose((fleet.policy - before)[sure], -1e-2 * np.sign(g)[sure], rtol=1e-2)
     assert report.updates.tolist() == [1, 1, 1]
 
 
