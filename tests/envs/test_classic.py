@@ -60,7 +60,7 @@ def test_equals_gymnasium_step_for_step(world: str, physics: dict[str, float]) -
             int(chosen[0, 0]) if world == "CartPole-v1" else chosen[0, 0] * scale
         )
         np.testing.assert_allclose(step.next_obs[0, 0], wanted, atol=1e-6)
-        assert step.reward[0, 0] == pytest.approx(reward, abs=1e-5)
+        assert step.reward[0, 0] == pytest.approx(reward, rel=1e-6, abs=1e-6)
         assert (step.terminated[0, 0], step.truncated[0, 0]) == (terminated, truncated and not terminated)
         begun = bool(terminated or truncated)
         ends += begun
