@@ -33,7 +33,7 @@ class TD3Config:
     tau: float = option(0.005, "Share of the local network that a target takes over at each move.", above=0, high=1)
     batch: int = option(256, "Transitions per update.", low=1)
     policy_delay: int = option(2, "M: critic updates per actor update.", low=1)
-    exploration: float = option(0.1, "Standard deviation of the acting noise, in units of the action range.", low=0)
+    exploration: float = option(0.1, "Standard deviation of the acting noise, in halves of the action range.", low=0)
     smoothing: float = option(0.2, "Standard deviation of the noise on target actions.", low=0)
     smoothing_clip: float = option(0.5, "Bound of the noise on target actions.", low=0)
     learning_starts: int = option(1000, "Steps with random actions, and without updates, at the start.", low=0)

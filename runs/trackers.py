@@ -27,12 +27,12 @@ class Trackers:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One round, at the agents' mean step count."""
-        at = int(np.mean(record["steps"]))
-        for name, value in scalars(record).items():
-            if self._board is not None:
+        at, found = int(np.mean(record["steps"])), scalars(record)
+        if self._board is not None:
+            for name, value in found.items():
                 self._board.add_scalar(name, value, at)
         if self._wandb is not None:
-            self._wandb.log(scalars(record) | {"steps": at})
+            self._wandb.log(found | {"steps": at})
 
     def close(self) -> None:
         if self._board is not None:
