@@ -1,71 +1,60 @@
-"""The ClientApp: what a party does when the server asks. What messages hold stands in strategies/messages.py."""
+"""The ClientApp: what a stock SuperNode and Flower's simulation run when a message comes.
+
+Both may answer each message of an agent in another process, so every training leaves a snapshot. Our own node
+(client/node.py) keeps the agent instead, and does without.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.party import exchangeable, number_of, party, remember
-from client.session import Session
-from strategies import messages
+from client.party import Flat, Party, run_name
+from core.errors import Mistake
 
-app = ClientApp()
-Metrics = dict[str, int | float | list[int] | list[float]]
+_here: dict[tuple[Path, str, int], Party] = {}
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train from the weights that came, send back the own."""
-    session = party(context)
-    names = _load(session, message)
-    work = message.content.config_records[messages.CONFIG]["work"]
-    report = session.train(int(work))  # type: ignore[arg-type]
-    remember(context, session)
-    metrics: Metrics = {
-        "party": number_of(context),
-        "steps": int(report.steps[0]),
-        "updates": int(report.updates[0]),
-    }
-    totals = [episode.total for episode in report.episodes]
-    if totals:
-        metrics["training-return"] = float(np.mean(totals))
-    own = exchangeable(session.fleet)
-    arrays = messages.pack({name: own[name][0] for name in names})
-    return Message(messages.content(arrays, metrics=MetricRecord(metrics)), reply_to=message)
+def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
+    """A ClientApp; ``flat`` and ``state`` stand in for what Flower and the environment would say."""
+    app = ClientApp()
+
+    def reply(message: Message, context: Context) -> Message:
+        config = context.run_config if flat is None else flat
+        party = _party(context, config, state or snapshots())
+        return Message(party.answer(message, keep=True), reply_to=message)
+
+    app.train()(reply)
+    app.evaluate()(reply)
+    app.query()(reply)
+    return app
 
 
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Judge the weights that came in this party's world; its own stay as they are."""
-    session = party(context)
-    own = {name: array.copy() for name, array in session.fleet.learned.items()}
-    _load(session, message)
-    metrics: Metrics = {"party": number_of(context), "return": float(session.evaluate().mean())}
-    session.fleet.load_learned(own)
-    return Message(messages.content(metrics=MetricRecord(metrics)), reply_to=message)
+def number_of(context: Context) -> int:
+    """Which agent this node is."""
+    if "partition-id" not in context.node_config:
+        raise Mistake("the node does not say which agent it is: start it with --node-config 'partition-id=0'")
+    return int(context.node_config["partition-id"])
 
 
-@app.query()
-def query(message: Message, context: Context) -> Message:
-    """Who this party is."""
-    session = party(context)
-    who: dict[str, int | str] = {
-        "party": number_of(context),
-        "algorithm": session.config.algorithm,
-        "world": session.config.world.id,
-    }
-    widths = {f"width.{name}": matrix.shape[1] for name, matrix in exchangeable(session.fleet).items()}
-    return Message(messages.content(config=ConfigRecord({**who, **widths})), reply_to=message)
+def snapshots() -> Path:
+    """Where this machine keeps the snapshots of agents: FEDRL_STATE, or beside the user's other temporary files."""
+    return Path(os.environ.get("FEDRL_STATE") or Path(tempfile.gettempdir()) / f"fedrl-{os.getuid()}")
 
 
-def _load(session: Session, message: Message) -> list[str]:
-    """Put the arrays of a message into the fleet; returns their names."""
-    names, known = list(message.content.array_records[messages.ARRAYS]), exchangeable(session.fleet)
-    widths = {name: known[name].shape[1] if name in known else -1 for name in names}
-    for name, row in messages.unpack(message, widths).items():
-        if name.startswith(messages.MOMENTS):
-            session.fleet.moments[name.removeprefix(messages.MOMENTS)].take_over(row[None].astype(np.float64))
-        else:
-            known[name][0] = row
-    return names
+def _party(context: Context, config: Any, state: Path) -> Party:
+    number, name = number_of(context), run_name(config, context.run_id)
+    key = (state, name, number)
+    if key not in _here:
+        for gone in [other for other in _here if other[:2] != key[:2]]:
+            _here.pop(gone).close()
+        _here[key] = Party(number, config, name, state)
+    return _here[key]
+
+
+app = make_app()

@@ -1,88 +1,90 @@
-"""A party of a federation: finds its session again, message after message, process after process.
-
-Flower may answer each message in another process (a stock SuperNode starts one per message, a simulation's nodes hop
-between actors). So the session is kept in memory where it is fresh, and in a snapshot on disk where it is not; which of
-the two holds is one number in Flower's own state.
-"""
+"""One agent of one run: its session in memory, its snapshot on disk, in a process of its own or in none for long."""
 
 from __future__ import annotations
 
-import os
-import tempfile
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from flwr.app import ConfigRecord, Context
-from numpy.typing import NDArray
+from flwr.app import Message, MessageType, RecordDict
 
-from agents.fleet import Fleet
-from client.session import PartyConfig, Session
+from client.answers import answer
+from client.session import RunConfig, Session
 from core.config import build, unflatten
-from core.errors import Failure, Mistake
+from core.errors import Mistake
 from runs import checkpoints
 from strategies import messages
 
-_STATE = "fedrl"
-_here: dict[tuple[int, int], tuple[int, Session]] = {}
+Flat = Mapping[str, bool | int | float | str]
+# What Flower's configuration says beside the run's own: where its directory is, and the name that it keeps for life.
+ABOUT_THE_RUN = {"directory": "", "run": ""}
+# Runs whose snapshots a machine keeps; older ones go when a new run begins.
+KEPT = 20
 
 
-def party_config(flat: Any) -> PartyConfig:
-    """The configuration of a run out of Flower's flat one; what only the server reads is left out."""
-    return build(
-        PartyConfig, unflatten({key: value for key, value in flat.items() if not key.startswith("federation.")})
-    )
+def run_config(flat: Flat) -> RunConfig:
+    """The configuration of a run out of Flower's flat one."""
+    return build(RunConfig, unflatten({key: value for key, value in flat.items() if key not in ABOUT_THE_RUN}))
 
 
-def number_of(context: Context) -> int:
-    """Which agent this node is."""
-    if "partition-id" not in context.node_config:
-        raise Mistake("the node does not say which agent it is: start it with --node-config 'partition-id=0'")
-    number, agents = int(context.node_config["partition-id"]), int(context.run_config.get("agents", 1))
-    if not 0 <= number < agents:
-        raise Mistake(f"'partition-id' is {number}, and the run has the agents 0 to {agents - 1} (key 'agents')")
-    return number
+def run_name(flat: Flat, run_id: int) -> str:
+    """What a run is called on every machine, also after a resume under another of Flower's ids."""
+    name = str(flat.get("run") or f"run-{run_id}")
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise Mistake(f"a run's name holds letters, digits, '-', '_' and '.', not {name!r}")
+    return name
 
 
-def party(context: Context) -> Session:
-    """This node's session as the last message left it."""
-    number, generation = number_of(context), _generation(context)
-    kept = _here.get((context.run_id, number))
-    if kept is not None and kept[0] == generation:
-        return kept[1]
-    session = Session(party_config(context.run_config), numbers=[number])
-    if generation:
-        path = _snapshot(context, number)
-        arrays, meta = checkpoints.load(path)
-        if meta["generation"] != generation:
-            raise Failure(
-                f"{path} is snapshot {meta['generation']}, the run is at {generation}: another node wrote it?"
-            )
-        session.load_state(arrays)
-    _here[context.run_id, number] = (generation, session)
-    return session
+class Party:
+    """One agent, message after message."""
+
+    def __init__(self, number: int, flat: Flat, run: str, state: Path) -> None:
+        self.config, self.number = run_config(flat), number
+        if not 0 <= number < self.config.agents:
+            raise Mistake(f"agent {number} is not in this run: it has the agents 0 to {self.config.agents - 1}")
+        self.path = state / run / f"agent-{number}.npz"
+        if not self.path.parent.exists():
+            _forget_old_runs(state)
+        self._open()
+
+    def answer(self, message: Message, keep: bool = False) -> RecordDict:
+        """The answer to a message; a snapshot follows a training if the message or ``keep`` asks for it."""
+        self._refresh()
+        (found,) = answer(self.session, [(0, message)])
+        if message.metadata.message_type == MessageType.TRAIN and (keep or messages.order(message).save):
+            self.save()
+        return found
+
+    def save(self) -> None:
+        """Leave everything on disk that the next process needs to go on."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(self.path, self.session.state(), {"agent": self.number})
+        self._stamp = self._on_disk()
+
+    def close(self) -> None:
+        self.session.close()
+
+    def _open(self) -> None:
+        self.session = Session(self.config, numbers=[self.number])
+        self._stamp = self._on_disk()
+        if self._stamp is not None:
+            self.session.load_state(checkpoints.load(self.path)[0])
+
+    def _refresh(self) -> None:
+        """Another process may have answered since (Flower's simulation moves agents about): its snapshot holds."""
+        if self._on_disk() != self._stamp:
+            self.session.close()
+            self._open()
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
 
-def remember(context: Context, session: Session) -> None:
-    """Make what the session is now what the next message finds."""
-    number, generation = number_of(context), _generation(context) + 1
-    path = _snapshot(context, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.save(path, session.state(), {"generation": generation})
-    context.state[_STATE] = ConfigRecord({"generation": generation})
-    _here[context.run_id, number] = (generation, session)
-
-
-def exchangeable(fleet: Fleet) -> dict[str, NDArray[Any]]:
-    """Everything of a fleet that may travel, by its name in a message: parts, and what the moments have seen since."""
-    return dict(fleet.parts) | {messages.MOMENTS + name: moments.seen for name, moments in fleet.moments.items()}
-
-
-def _generation(context: Context) -> int:
-    record = context.state.get(_STATE)
-    return int(record["generation"]) if isinstance(record, ConfigRecord) else 0  # type: ignore[arg-type]
-
-
-def _snapshot(context: Context, number: int) -> Path:
-    """Snapshots live in FEDRL_STATE, or beside other temporary files of this machine."""
-    root = Path(os.environ.get("FEDRL_STATE", Path(tempfile.gettempdir()) / "fedrl"))
-    return root / f"run-{context.run_id}" / f"agent-{number}.npz"
+def _forget_old_runs(state: Path) -> None:
+    runs = [path for path in state.glob("*") if path.is_dir()] if state.is_dir() else []
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime)[: -KEPT + 1]:
+        shutil.rmtree(path, ignore_errors=True)

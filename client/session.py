@@ -21,6 +21,7 @@ from core.errors import Failure, Mistake
 from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
+from strategies.federation import FederationConfig
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,25 @@ class PartyConfig:
 
 @dataclass(frozen=True)
 class RunConfig(PartyConfig):
-    """A run without a federation: for how long, and what it leaves behind."""
+    """A run: who gathers what, for how long, where it runs, and what it leaves behind."""
 
-    steps: int = option(100_000, "Environment steps of each agent after which the run ends.", low=1)
+    strategy: str = option("alone", "How agents learn from each other; alone: not at all.", choices=("alone", "fedavg"))
+    engine: str = option(
+        "local",
+        "Where agents run: local, all in this process; ray, Flower's simulation; grpc, nodes behind a SuperLink.",
+        choices=("local", "ray", "grpc"),
+    )
+    rounds: int = option(0, "Rounds after which the run ends; 0: only 'steps' counts.", low=0)
+    steps: int = option(100_000, "Environment steps of each agent after which it ends; 0: only 'rounds' counts.", low=0)
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
+    checkpoints: int = option(3, "How many checkpoints are kept, besides the best one.", low=1)
+    settle_every: int = option(
+        1,
+        "Rounds after which episodes end in worlds whose state cannot be saved (all but CartPole and Pendulum). "
+        "A run resumed after such a round equals one that was not stopped.",
+        low=1,
+    )
+    federation: FederationConfig = table(FederationConfig)
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
     wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
 
@@ -75,11 +91,17 @@ class Session(Rows):
             self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
             self.judges.frozen = True
 
-    def train(self, work: int) -> Report:
-        return self.fleet.train(work)
+    def train(self, work: int, rows: Sequence[int] | None = None, settle: bool = False) -> Report:
+        """Train all agents, or those of some rows; ``settle`` ends their episodes where a state could not hold them."""
+        if rows is None or len(rows) == len(self.numbers):
+            return _stretch(self.fleet, work, settle)
+        part = self.fleet.take(rows)
+        report = _stretch(part, work, settle)
+        self.fleet.put(rows, part)
+        return report
 
-    def evaluate(self) -> NDArray[np.float64]:
-        """Returns (K, episodes) in the world as each agent knows it now.
+    def evaluate(self, rows: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Returns (agents, episodes) in the world as each agent knows it now.
 
         Judging leaves nothing behind: time stands still in its worlds, and its episodes depend on how far an agent is.
         """
@@ -87,7 +109,10 @@ class Session(Rows):
             raise Mistake("'evaluate-episodes' is 0: there are no worlds to judge in")
         self.judges.steps[...] = self.worlds.steps
         self.judges.begin_anew(self.fleet.progress)
-        return self.fleet.evaluate(self.judges, explore=self.config.evaluate == "sampled")
+        fleet, judges = self.fleet, self.judges
+        if rows is not None and len(rows) < len(self.numbers):
+            fleet, judges = fleet.take(rows), judges.take(rows)
+        return fleet.evaluate(judges, explore=self.config.evaluate == "sampled")
 
     def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
         unknown = sorted(set(state) - {where + name for name in self.state()})
@@ -99,6 +124,13 @@ class Session(Rows):
         self.worlds.close()
         if self.judges is not None:
             self.judges.close()
+
+
+def _stretch(fleet: Fleet, work: int, settle: bool) -> Report:
+    report = fleet.train(work)
+    if settle:
+        fleet.settle()
+    return report
 
 
 def make_fleet(config: PartyConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:

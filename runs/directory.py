@@ -1,8 +1,10 @@
-"""A run's directory: the resolved conf, one line of metrics per round, the checkpoint, the weights, the picture."""
+"""A run's directory: the resolved conf, a line of metrics per round, checkpoints, weights, the picture."""
 
 from __future__ import annotations
 
 import json
+import math
+import secrets
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +22,9 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.conf, self.metrics = path / "conf.toml", path / "metrics.jsonl"
-        self.checkpoint, self.weights, self.curve = path / "checkpoint.npz", path / "weights.npz", path / "curve.png"
+        self.conf, self.metrics, self.checkpoints = path / "conf.toml", path / "metrics.jsonl", path / "checkpoints"
+        self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
+        self._name, self._stop, self._word = path / "name", path / "stop", path / "last-words.json"
 
     @classmethod
     def create(cls, path: Path, conf: Mapping[str, Any]) -> RunDirectory:
@@ -33,6 +36,8 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             run.write_conf(conf)
             run.metrics.write_text("")
+            # A name for life: directories move, and machines that hold its agents do not know them.
+            run._name.write_text(f"{path.name.replace(' ', '-')}-{secrets.token_hex(4)}\n")
         except OSError as error:
             raise Failure(f"the run directory {path} could not be made: {error.strerror or error}") from None
         return run
@@ -50,11 +55,39 @@ class RunDirectory:
     def read_conf(self) -> dict[str, Any]:
         return read_toml(self.conf)
 
+    @property
+    def name(self) -> str:
+        """What the run is called on every machine."""
+        return self._name.read_text().strip() if self._name.exists() else self.path.name
+
+    def ask_to_stop(self) -> None:
+        """Whoever runs the rounds ends after the one in progress; it may be another process."""
+        self._stop.touch()
+
+    def stop_asked(self) -> bool:
+        return self._stop.exists()
+
+    def go_on(self) -> None:
+        """Forget that the run was asked to stop, and why it ended."""
+        for path in (self._stop, self._word):
+            path.unlink(missing_ok=True)
+
+    def leave_word(self, error: Exception) -> None:
+        """Say why the run ended, for the process that started it."""
+        kind = "mistake" if isinstance(error, Mistake) else "failure"
+        self._word.write_text(json.dumps({"kind": kind, "words": str(error)}))
+
+    def raise_word(self) -> None:
+        """Raise what the run's process said when it ended, if it said anything."""
+        if self._word.exists():
+            said = json.loads(self._word.read_text())
+            raise (Mistake if said["kind"] == "mistake" else Failure)(said["words"])
+
     def log(self, record: Mapping[str, Any]) -> None:
         """One more line of metrics."""
         try:
             with self.metrics.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(_clean(record)) + "\n")
         except OSError as error:
             raise Failure(f"{self.metrics} could not be written: {error.strerror or error}") from None
 
@@ -75,12 +108,47 @@ class RunDirectory:
         kept = [json.dumps(record) for record in self.read_metrics() if record["round"] <= rounds]
         _replace(self.metrics, "".join(line + "\n" for line in kept))
 
-    def save(self, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
-        checkpoints.save(self.checkpoint, arrays, meta)
+    def saved_rounds(self) -> dict[int, Path]:
+        """The checkpoints by the round after which they were made, the oldest first."""
+        found = {int(path.stem.removeprefix("round-")): path for path in self.checkpoints.glob("round-*.npz")}
+        return dict(sorted(found.items()))
 
-    def save_weights(self, learned: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
-        """What was learned, a matrix per part with a row per agent: plain npz, readable without our code."""
-        checkpoints.save(self.weights, learned, meta)
+    def load_checkpoint(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """The last checkpoint's arrays and what is known about it; nothing where there is none yet."""
+        saved = self.saved_rounds()
+        return checkpoints.load(saved[max(saved)]) if saved else ({}, {})
+
+    def save_weights(
+        self, learned: Mapping[str, Array], about: Mapping[str, Any], best: Mapping[str, Array] | None = None
+    ) -> None:
+        """What was learned, and the best of it so far: a matrix per part with a row per agent, or one for everybody.
+
+        Plain npz, readable without our code.
+        """
+        checkpoints.save(self.weights, learned, about)
+        if best is not None:
+            checkpoints.save(self.best, best, about)
+
+    def save_checkpoint(
+        self, arrays: Mapping[str, Array], meta: Mapping[str, Any], returns: Mapping[int, float], keep: int
+    ) -> None:
+        """One more checkpoint; the last ``keep`` stay, and the one after the round with the best return."""
+        self.checkpoints.mkdir(exist_ok=True)
+        checkpoints.save(self.checkpoints / f"round-{meta['round']:06d}.npz", arrays, meta)
+        saved = self.saved_rounds()
+        best = max(saved, key=lambda number: (returns.get(number, -math.inf), number))
+        for number in list(saved)[:-keep]:
+            if number != best:
+                saved[number].unlink()
+
+
+def _clean(value: Any) -> Any:
+    """JSON has no nan: what was not measured is null."""
+    if isinstance(value, dict):
+        return {key: _clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _replace(path: Path, text: str) -> None:

@@ -62,3 +62,27 @@ def final(records: Records) -> dict[str, Any]:
         "returns": [round(float(value), 1) for value in last],
         "wall_s": records[-1]["wall_s"],
     }
+
+
+def mean_return(record: Mapping[str, Any]) -> float:
+    """The mean over the agents that were judged; minus infinity where nobody was."""
+    judged = [value for value in record["return"] if value is not None and np.isfinite(value)]
+    return float(np.mean(judged)) if judged else -np.inf
+
+
+def summary(records: Records) -> dict[str, Any]:
+    """What a run comes to."""
+    if not records:
+        return {"rounds": 0, "env_steps": 0, "final_return": None, "best_return": None, "wall_s": 0.0}
+    returns = [value for value in map(mean_return, records) if np.isfinite(value)]
+    return {
+        "rounds": records[-1]["round"],
+        "env_steps": sum(records[-1]["steps"]),
+        "final_return": returns[-1] if returns else None,
+        "best_return": max(returns, default=None),
+        "bytes_up": sum(sum(record["bytes_up"]) for record in records),
+        "bytes_down": sum(sum(record["bytes_down"]) for record in records),
+        "missed": sum(sum(record["missed"]) for record in records),
+        "refused": sum(sum(record["refused"]) for record in records),
+        "wall_s": records[-1]["wall_s"],
+    }

@@ -41,13 +41,16 @@ class Trackers:
             self._wandb.finish()
 
 
-def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+def scalars(record: Mapping[str, Any], where: str = "") -> dict[str, float]:
     """The numbers of a round, by name; what nobody measured is left out."""
     found: dict[str, float] = {}
     for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= scalars(value, f"{where}{name}/")
+            continue
         measured = [x for x in value if x is not None] if isinstance(value, list) else [value]
         if name not in ("round", "steps") and measured:
-            found[name] = float(np.mean(measured))
+            found[where + name] = float(np.mean(measured))
     if known := [x for x in record.get("return", []) if x is not None]:
         found["return-worst"] = float(np.min(known))
     return found

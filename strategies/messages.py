@@ -1,26 +1,29 @@
-"""What a message may hold, checked on both sides.
+"""What a message may hold, checked on both sides. The table of it stands in ARCHITECTURE.md.
 
-train     ->  arrays: one float32 vector per exchanged part or moments;  config: work (int)
-          <-  arrays: the same, moments holding what was seen since;
-              metrics: party, steps, updates (the weights of the mean), training-return
-evaluate  ->  arrays: one float32 vector per exchanged part
-          <-  metrics: party, return
-query     ->  nothing
-          <-  arrays: none;  config: party, algorithm, world, and the width of every part
+A part travels as one flat float32 array: Flower's cost is per object, not per byte. Its bytes are NumPy's own file
+format, so that Flower and anybody else can read them; writing and reading that one known header ourselves costs a
+twentieth of going through a file.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SType
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 # Arrays with this beginning are running moments (count, mean, M2), not weights.
 MOMENTS = "moments."
+# Metrics with this beginning are what the algorithm measured: losses, shares, entropies.
+MEASURED = "metric."
+OVERSIZED = "oversized"
 
 
 class RefusedError(ValueError):
@@ -31,9 +34,47 @@ class RefusedError(ValueError):
         self.reason = reason
 
 
+class Order(NamedTuple):
+    """What a train message asks for."""
+
+    round: int
+    work: int
+    layout: int
+    parts: list[str]
+    settle: bool
+    save: bool
+
+
+class Trained(NamedTuple):
+    """What a party answers to a train message, checked."""
+
+    agent: int
+    parts: dict[str, F32]
+    steps: int
+    lived: int
+    updates: float
+    measured: dict[str, float]
+
+
+class Judged(NamedTuple):
+    """What a party answers to an evaluate message, checked."""
+
+    agent: int
+    value: float
+
+
+class Described(NamedTuple):
+    """What a party answers to a query, checked."""
+
+    agent: int
+    layout: int
+    app: str
+    words: dict[str, Any]
+
+
 def pack(parts: Mapping[str, F32]) -> ArrayRecord:
-    """One flat array per part: Flower's cost is per object, not per byte."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(row, dtype=np.float32)) for name, row in parts.items()})
+    """One flat array per part."""
+    return ArrayRecord({name: _array(row) for name, row in parts.items()})
 
 
 def content(
@@ -41,47 +82,125 @@ def content(
 ) -> RecordDict:
     """A message's content with only the records that it has."""
     named = {ARRAYS: arrays, CONFIG: config, METRICS: metrics}
-    return RecordDict({name: record for name, record in named.items() if record is not None})
+    return RecordDict({name: record for name, record in named.items() if record})
+
+
+def layout(algorithm: str, observations: object, actions: object, widths: Mapping[str, int]) -> int:
+    """A number that two parties share exactly when their weights mean the same; it fits a metric."""
+    words = f"{algorithm} {observations} {actions} {sorted(widths.items())}"
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:6], "big")
 
 
 def unpack(message: Message, widths: Mapping[str, int]) -> dict[str, F32]:
-    """The parts of a message; refused unless they are exactly these, finite and float32."""
-    if message.has_error():
-        raise RefusedError("error-reply", f"the party answered with an error: {message.error.reason}")
+    """The arrays of a message; refused unless they are exactly these, finite and float32."""
+    _no_error(message)
     record = message.content.get(ARRAYS)
     if not isinstance(record, ArrayRecord):
+        if not widths:
+            return {}
         raise RefusedError("no-arrays", f"the message has no '{ARRAYS}'")
     if set(record) != set(widths):
         raise RefusedError("wrong-parts", f"the message has the parts {sorted(record)}, expected {sorted(widths)}")
-    parts: dict[str, F32] = {}
-    for name, width in widths.items():
-        array = record[name]
-        if array.dtype != "float32" or tuple(array.shape) != (width,):
-            given = f"{array.dtype}{list(array.shape)}"
-            raise RefusedError("wrong-layout", f"'{name}' is {given}, expected float32[{width}]")
+    return {name: _row(name, record[name], width) for name, width in widths.items()}
+
+
+def order(message: Message) -> Order:
+    """What a train message asks for, checked by the party that gets it."""
+    record = message.content.get(CONFIG)
+    given = dict(record) if isinstance(record, ConfigRecord) else {}
+    kinds = {"round": int, "work": int, "layout": int, "parts": list, "settle": bool, "save": bool}
+    wrong = [name for name, kind in kinds.items() if type(given.get(name)) is not kind]
+    if wrong:
+        raise RefusedError("no-order", f"the train message does not say its {', '.join(wrong)}")
+    return Order(*(given[name] for name in Order._fields))  # type: ignore[arg-type]
+
+
+def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained:
+    """A reply to a train message, or a refusal by name."""
+    parts = unpack(message, widths)
+    agent, said = int(number(message, "party")), int(number(message, "layout"))
+    if said != layout:
+        raise RefusedError("wrong-layout", f"agent {agent} answers for the layout {said:012x}, expected {layout:012x}")
+    steps, lived, updates = (number(message, name) for name in ("steps", "lived", "updates"))
+    if min(steps, lived, updates) < 0:
+        raise RefusedError("negative-work", f"agent {agent} says it did {steps:g} steps, {updates:g} updates")
+    measured = {
+        name.removeprefix(MEASURED): number(message, name)
+        for name in message.content.metric_records[METRICS]
+        if name.startswith(MEASURED)
+    }
+    return Trained(agent, parts, int(steps), int(lived), updates, measured)
+
+
+def judged(message: Message) -> Judged:
+    """A reply to an evaluate message, or a refusal by name."""
+    return Judged(int(number(message, "party")), number(message, "return"))
+
+
+def described(message: Message) -> Described:
+    """A reply to a query, or a refusal by name."""
+    _no_error(message)
+    record = message.content.get(CONFIG)
+    words = dict(record) if isinstance(record, ConfigRecord) else {}
+    wanted = {"party": int, "layout": int, "app": str}
+    wrong = [name for name, kind in wanted.items() if not isinstance(words.get(name), kind)]
+    if wrong:
+        raise RefusedError("no-description", f"the party does not say its {', '.join(wrong)}")
+    return Described(words["party"], words["layout"], words["app"], words)  # type: ignore[arg-type]
+
+
+def number(message: Message, name: str) -> float:
+    """A finite number among a reply's metrics."""
+    _no_error(message)
+    record = message.content.get(METRICS)
+    value = record.get(name) if isinstance(record, MetricRecord) else None
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise RefusedError("no-metric", f"the reply's metric '{name}' is {value!r}, expected a finite number")
+    return value
+
+
+def _no_error(message: Message) -> None:
+    if message.has_error():
+        # What was too large to be pulled comes as an error of the grid's own.
+        name = OVERSIZED if OVERSIZED in (message.error.reason or "") else "error-reply"
+        raise RefusedError(name, f"the party answered with an error: {message.error.reason}")
+
+
+@lru_cache(maxsize=64)
+def _header(width: int) -> bytes:
+    """What NumPy's file format writes before a float32 vector of this width: padded to 64 bytes, version 1.0."""
+    words = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({width},), }}"
+    padding = -(len(words) + 11) % 64
+    text = (words + " " * padding + "\n").encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _array(row: F32) -> Array:
+    assert row.ndim == 1, row.shape
+    data = np.ascontiguousarray(row, dtype="<f4").tobytes()
+    return Array(dtype="float32", shape=(len(row),), stype=SType.NUMPY, data=_header(len(row)) + data)
+
+
+def _row(name: str, array: Array, width: int) -> F32:
+    expected = f"expected float32[{width}]"
+    if array.dtype != "float32" or tuple(array.shape) != (width,):
+        raise RefusedError("wrong-layout", f"'{name}' is {array.dtype}{list(array.shape)}, {expected}")
+    header, data = _header(width), array.data
+    # A header may be longer than ours, not without bound; the size is looked at before anything is read.
+    if len(data) > len(header) + 4 * width + 1024:
+        raise RefusedError(OVERSIZED, f"'{name}' has {len(data):,} bytes, {expected}")
+    if data.startswith(header) and len(data) == len(header) + 4 * width:
+        row = np.frombuffer(data, "<f4", offset=len(header))
+    else:
         try:
             row = array.numpy()
         except (ValueError, EOFError, OSError) as error:
             raise RefusedError("unreadable", f"'{name}' cannot be read: {error}") from None
         # The header of the bytes is the sender's too: believe what came, not what was announced.
         if row.dtype != np.float32 or row.shape != (width,):
-            raise RefusedError(
-                "wrong-layout", f"'{name}' holds {row.dtype}{list(row.shape)}, expected float32[{width}]"
-            )
-        if not np.isfinite(row).all():
-            raise RefusedError("not-finite", f"'{name}' holds nan or infinity")
-        if name.startswith(MOMENTS) and (row[0] < 0 or (row[1 + width // 2 :] < 0).any()):
-            raise RefusedError("bad-moments", f"'{name}' holds a negative count or spread")
-        parts[name] = row
-    return parts
-
-
-def number(message: Message, name: str) -> float:
-    """A finite number among a reply's metrics."""
-    if message.has_error():
-        raise RefusedError("error-reply", f"the party answered with an error: {message.error.reason}")
-    record = message.content.get(METRICS)
-    value = record.get(name) if isinstance(record, MetricRecord) else None
-    if not isinstance(value, int | float) or not np.isfinite(value):
-        raise RefusedError("no-metric", f"the reply's metric '{name}' is {value!r}, expected a finite number")
-    return float(value)
+            raise RefusedError("wrong-layout", f"'{name}' holds {row.dtype}{list(row.shape)}, {expected}")
+    if not np.isfinite(row).all():
+        raise RefusedError("not-finite", f"'{name}' holds nan or infinity")
+    if name.startswith(MOMENTS) and (row[0] < 0 or (row[1 + width // 2 :] < 0).any()):
+        raise RefusedError("bad-moments", f"'{name}' holds a negative count or spread")
+    return row

@@ -51,7 +51,7 @@ def run(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_and_everything_that_is_done_with_it(
     run: Path, conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {path.name for path in run.iterdir()} >= {"conf.toml", "metrics.jsonl", "checkpoint.npz", "curve.png"}
+    assert {path.name for path in run.iterdir()} >= {"conf.toml", "metrics.jsonl", "checkpoints", "curve.png"}
     assert (run / "tensorboard").is_dir()
     capsys.readouterr()
     assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "table.json") == 0
@@ -115,7 +115,7 @@ def test_a_failure_is_one_sentence_and_exit_code_1(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "nowhere" / "t.json") == 1
-    (run / "checkpoint.npz").write_bytes(b"not a checkpoint")
+    next((run / "checkpoints").iterdir()).write_bytes(b"not a checkpoint")
     assert fedrl(monkeypatch, "run", "--resume", run) == 1
     told = capsys.readouterr().err
     assert "cannot be read" in told

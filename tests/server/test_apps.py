@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
 
-import client.party
+import client.client_app
 from client.client_app import app as client_app
 from core.config import unflatten
 from core.errors import Mistake
@@ -24,11 +25,11 @@ from server.server_app import app_config
 ROOT = Path(__file__).parents[2]
 
 
-class Here:
+class Here(Grid):
     """A grid whose nodes are contexts of this process; ``fresh`` forgets every session between messages."""
 
     def __init__(self, parties: int, config: dict[str, Any], fresh: bool = False) -> None:
-        self.fresh = fresh
+        self.fresh, self.replies = fresh, {}
         self.contexts = {
             100 + k: Context(7, 100 + k, {"partition-id": k, "num-partitions": parties}, RecordDict(), config, 7)
             for k in range(parties)
@@ -37,48 +38,56 @@ class Here:
     def get_node_ids(self) -> list[int]:
         return list(self.contexts)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = []
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        names = []
         for message in messages:
             if self.fresh:
-                client.party._here.clear()
-            replies.append(client_app(message, self.contexts[message.metadata.dst_node_id]))
-        return replies[::-1]
+                client.client_app._here.clear()
+            names.append(str(len(self.replies)))
+            message.metadata.__dict__["_message_id"] = names[-1]
+            self.replies[names[-1]] = client_app(message, self.contexts[message.metadata.dst_node_id])
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self.replies[name] for name in message_ids][::-1]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    set_run = run = create_message = None  # type: ignore[assignment]
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("FEDRL_STATE", str(tmp_path / "state"))
-    client.party._here.clear()
+    client.client_app._here.clear()
     return app_config() | {
         "agents": 2, "work": 2, "world.copies": 4, "evaluate-episodes": 2, "ppo.rollout": 16, "ppo.hidden": "8",
-        "federation.rounds": 3, "federation.out": str(tmp_path / "out"),
+        "rounds": 3, "directory": str(tmp_path / "out"),
     }  # fmt: skip
 
 
 def federate(config: dict[str, Any], fresh: bool = False) -> RunDirectory:
-    context = Context(7, 0, {}, RecordDict(), config, 7)
-    server_app(Here(2, config, fresh), context)  # type: ignore[arg-type]
-    (path,) = Path(config["federation.out"]).iterdir()
-    return RunDirectory.open(path)
+    server_app(Here(2, config, fresh), Context(7, 0, {}, RecordDict(), config, 7))
+    return RunDirectory.open(Path(config["directory"]))
 
 
 def test_a_federation_leaves_a_run(config: dict[str, Any]) -> None:
     run = federate(config)
     records = run.read_metrics()
     assert [record["round"] for record in records] == [1, 2, 3]
-    assert records[0]["parties"] == [0, 1]
+    assert records[0]["kept.policy"] == [1, 1]
     assert records[0]["steps"] == [2 * 16 * 4] * 2
     with np.load(run.weights) as weights:
         widths = {name: weights[name].shape for name in ("policy", "value")}
-        assert records[0]["bytes_up"] == 2 * 4 * sum(shape[1] for shape in widths.values())
+        assert records[0]["bytes_up"] == [4 * sum(shape[1] for shape in widths.values())] * 2
         assert all(np.isfinite(weights[name]).all() for name in widths)
 
 
 def test_a_session_survives_processes_that_do_not(config: dict[str, Any], tmp_path: Path) -> None:
     kept = dict(np.load(federate(config).weights))
-    client.party._here.clear()
-    again = config | {"federation.out": str(tmp_path / "again")}
+    client.client_app._here.clear()
+    again = config | {"directory": str(tmp_path / "again")}
     for snapshot in (tmp_path / "state").rglob("*.npz"):
         snapshot.unlink()
     found = dict(np.load(federate(again, fresh=True).weights))
@@ -90,7 +99,7 @@ def test_only_the_chosen_parts_travel(config: dict[str, Any]) -> None:
     run = federate(config | {"federation.parts": "policy"})
     with np.load(run.weights) as weights:
         assert "value" not in weights.files
-        assert run.read_metrics()[0]["bytes_up"] == 2 * 4 * weights["policy"].shape[1]
+        assert run.read_metrics()[0]["bytes_up"] == [4 * weights["policy"].shape[1]] * 2
 
 
 def test_moments_are_added_up_and_nothing_is_counted_twice(config: dict[str, Any]) -> None:
@@ -104,7 +113,7 @@ def test_an_unknown_part_and_a_node_without_number_are_refused(config: dict[str,
     with pytest.raises(Mistake, match=r"'federation.parts' names 'actor'; ppo has policy, value"):
         federate(config | {"federation.parts": "actor"})
     with pytest.raises(Mistake, match="partition-id"):
-        client.party.number_of(Context(7, 1, {}, RecordDict(), {}, 7))
+        client.client_app.number_of(Context(7, 1, {}, RecordDict(), {}, 7))
 
 
 def test_a_party_says_who_it_is(config: dict[str, Any]) -> None:
@@ -133,18 +142,17 @@ def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
         "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    settings = f'agents=2 work=2 ppo.rollout=16 evaluate-episodes=2 federation.rounds=2 federation.out="{out}"'
+    settings = f'agents=2 work=2 ppo.rollout=16 evaluate-episodes=2 rounds=2 directory="{out}"'
     federation = "num-supernodes=2 client-resources-num-cpus=1"
     try:
         done = subprocess.run(
             ["flwr", "run", ".", "--stream", "-c", settings, "--federation-config", federation],
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        (path,) = out.iterdir() if out.exists() else [None]
-        assert path is not None, done.stdout + done.stderr
-        records = RunDirectory.open(path).read_metrics()
-        assert [(record["round"], record["parties"]) for record in records] == [(1, [0, 1]), (2, [0, 1])]
-        assert RunDirectory.open(path).weights.exists()
+        assert out.exists(), done.stdout + done.stderr
+        run = RunDirectory.open(out)
+        assert [(record["round"], record["kept.policy"]) for record in run.read_metrics()] == [(1, [1, 1]), (2, [1, 1])]
+        assert run.weights.exists()
     finally:
         # The SuperLink that `flwr run` starts outlives it; ours is the one whose files lie in this home.
         for process in Path("/proc").glob("[0-9]*"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
@@ -9,15 +12,23 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from strategies import messages
 from strategies.fedavg import FedAvg
 from strategies.messages import RefusedError
-from strategies.robust import weighted_mean
+from strategies.robust import TooFewError, weighted_mean
 
 WIDTHS = {"policy": 3}
+LAYOUT = 77
 
 
-def reply(row: object, party: int = 0, updates: float = 1, name: str = "policy") -> Message:
+def fedavg(parties: int = 3, **given: Any) -> FedAvg:
+    return FedAvg({"policy": np.zeros(3, np.float32)}, LAYOUT, parties, 1, **given)
+
+
+def reply(
+    row: object, party: int = 0, updates: float = 1, name: str = "policy", layout: int = LAYOUT, **more: float
+) -> Message:
     asked = Message(RecordDict(), 1, MessageType.TRAIN)
     arrays = ArrayRecord({name: Array(np.asarray(row))})
-    metrics = MetricRecord({"party": party, "steps": 10, "updates": updates})
+    metrics = {"party": party, "steps": 10, "lived": 20, "updates": updates, "layout": layout} | more
+    metrics = MetricRecord({name: value for name, value in metrics.items() if value is not None})
     return Message(messages.content(arrays, metrics=metrics), reply_to=asked)
 
 
@@ -27,8 +38,8 @@ def row(*values: float) -> np.ndarray:
 
 def test_weighted_mean_by_hand() -> None:
     rows = np.array([[0, 4], [4, 8]], np.float32)
-    np.testing.assert_allclose(weighted_mean(rows, np.array([1.0, 3.0])), [3.0, 7.0])
-    np.testing.assert_allclose(weighted_mean(rows, np.zeros(2)), [2.0, 6.0])
+    np.testing.assert_allclose(weighted_mean(rows, np.array([1.0, 3.0])).row, [3.0, 7.0])
+    np.testing.assert_allclose(weighted_mean(rows, np.zeros(2)).row, [2.0, 6.0])
     for bad in ([-1.0, 2.0], [np.nan, 1.0]):
         with pytest.raises(ValueError, match="not negative"):
             weighted_mean(rows, np.array(bad))
@@ -40,7 +51,7 @@ def test_aggregate_is_the_mean_by_work_in_any_order() -> None:
     replies = [reply(row(1, 2, 3), 0, 1), reply(row(5, 6, 7), 1, 3), reply(row(1e8, 0, 0), 2, 1)]
     results = []
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
-        arrays, metrics = FedAvg(WIDTHS, 3).aggregate_train(1, [replies[i] for i in order])
+        arrays, metrics = fedavg().aggregate_train(1, [replies[i] for i in order])
         assert arrays is not None
         assert metrics is not None
         assert metrics["replies"] == 3
@@ -59,16 +70,30 @@ def test_aggregate_is_the_mean_by_work_in_any_order() -> None:
         (reply(np.zeros((1, 3), np.float32)), "wrong-layout"),
         (reply(row(1, 2, 3), name="value"), "wrong-parts"),
         (reply(row(1, 2, 3), updates=float("nan")), "no-metric"),
+        (reply(row(1, 2, 3), updates=-1), "negative-work"),
+        (reply(row(1, 2, 3), layout=78), "wrong-layout"),
+        (reply(row(1, 2, 3), **{"metric.loss": float("inf")}), "no-metric"),
+        (reply(np.zeros(10**6, np.float32)), "wrong-layout"),
+        (reply(row(1, 2, 3), party=None), "no-metric"),
         (Message(RecordDict(), reply_to=Message(RecordDict(), 1, MessageType.TRAIN)), "no-arrays"),
         (Message(Error(0, "boom"), reply_to=Message(RecordDict(), 1, MessageType.TRAIN)), "error-reply"),
     ],
 )
 def test_bad_replies_are_refused_by_name_and_do_not_count(bad: Message, reason: str) -> None:
-    strategy = FedAvg(WIDTHS, 2)
-    arrays, _ = strategy.aggregate_train(1, [bad, reply(row(1, 2, 3), 1)])
+    with pytest.raises(RefusedError) as caught:
+        fedavg().read(bad)
+    assert caught.value.reason == reason
+    arrays, _ = fedavg().aggregate_train(1, [bad, reply(row(1, 2, 3), 1)])
     assert arrays is not None
     np.testing.assert_array_equal(arrays["policy"].numpy(), row(1, 2, 3))
-    assert dict(strategy.refused) == {reason: 1}
+
+
+def test_more_bytes_than_announced_are_refused_before_they_are_read() -> None:
+    liar = reply(np.zeros(50_000, np.float32))
+    liar.content.array_records["arrays"]["policy"].shape = (3,)
+    with pytest.raises(RefusedError) as caught:
+        messages.unpack(liar, WIDTHS)
+    assert caught.value.reason == "oversized"
 
 
 def test_a_header_that_lies_about_the_bytes_is_refused() -> None:
@@ -80,20 +105,48 @@ def test_a_header_that_lies_about_the_bytes_is_refused() -> None:
 
 
 def test_nobody_left_keeps_the_old_weights() -> None:
-    assert FedAvg(WIDTHS, 1).aggregate_train(1, [reply(row(np.nan, 0, 0))]) == (None, None)
+    assert fedavg().aggregate_train(1, [reply(row(np.nan, 0, 0))]) == (None, None)
 
 
-class FewNodes:
+def test_too_few_for_the_rule_keeps_the_old_weights() -> None:
+    def needs_five(rows: Any, weights: Any) -> Any:
+        raise TooFewError("five are needed")
+
+    arrays, _ = fedavg(rule=needs_five).aggregate_train(1, [reply(row(1, 2, 3))])
+    assert arrays is not None
+    np.testing.assert_array_equal(arrays["policy"].numpy(), row(0, 0, 0))
+
+
+def test_our_bytes_are_numpys() -> None:
+    for width in (1, 7, 75_000):
+        file = io.BytesIO()
+        np.save(file, np.arange(width, dtype=np.float32))
+        assert messages.pack({"p": np.arange(width, dtype=np.float32)})["p"].data == file.getvalue()
+
+
+class Nodes:
+    """A grid of nodes that say who they are."""
+
     def __init__(self, nodes: list[int]) -> None:
         self.nodes = nodes
 
     def get_node_ids(self) -> list[int]:
         return self.nodes
 
+    def send_and_receive(self, letters: list[Message], timeout: float) -> list[Message]:
+        replies = []
+        for letter in letters:
+            node = letter.metadata.dst_node_id
+            letter.metadata.__dict__["_message_id"] = str(node)
+            who = ConfigRecord({"party": node - 5, "layout": LAYOUT, "app": "x"})
+            replies.append(Message(messages.content(config=who), reply_to=letter))
+        return replies
 
-def test_a_round_goes_on_with_those_that_are_here_and_never_with_none() -> None:
-    strategy = FedAvg(WIDTHS, 3, wait_s=0.2)
-    sent = strategy.configure_train(1, messages.pack({"policy": row(0, 0, 0)}), ConfigRecord(), FewNodes([7, 5]))  # type: ignore[arg-type]
+
+def test_in_flowers_own_loop_a_round_goes_on_with_those_that_are_here_and_never_with_none() -> None:
+    strategy, start = fedavg(wait_s=0.2), messages.pack({"policy": row(1, 1, 1)})
+    sent = strategy.configure_train(1, start, ConfigRecord(), Nodes([7, 5]))  # type: ignore[arg-type]
     assert [message.metadata.dst_node_id for message in sent] == [5, 7]
+    np.testing.assert_array_equal(messages.unpack(next(iter(sent)), WIDTHS)["policy"], row(1, 1, 1))
     with pytest.raises(TimeoutError, match="no party came"):
-        strategy.configure_train(1, messages.pack({"policy": row(0, 0, 0)}), ConfigRecord(), FewNodes([]))  # type: ignore[arg-type]
+        fedavg(wait_s=0.2).configure_train(1, start, ConfigRecord(), Nodes([]))  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""Training alone through the command line: resumed, interrupted, refused."""
+"""Agents alone, through the command line: resumed, interrupted, refused."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,6 @@ hidden = [8]
 rollout = 16
 """
 ROUND = 32
-TIMED = {"wall_s", "acting_s", "learning_s", "judging_s"}
 WORLDS = ("CartPole-v1", "Acrobot-v1")
 # Several commands in one process, each as from a shell.
 MANY = """
@@ -79,19 +79,21 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("world", WORLDS)
 def test_two_rounds_a_stop_and_two_more_are_four(folder, world):
     whole, parts = (RunDirectory(folder / f"{world}.{name}") for name in ("whole", "parts"))
-    for file in ("checkpoint", "weights"):
-        one, other = (checkpoints.load(getattr(run, file))[0] for run in (whole, parts))
+    for load in (lambda run: run.load_checkpoint()[0], lambda run: checkpoints.load(run.weights)[0]):
+        one, other = load(whole), load(parts)
         assert one.keys() == other.keys()
         for name, array in one.items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
-    records = [[{k: v for k, v in r.items() if k not in TIMED} for r in run.read_metrics()] for run in (whole, parts)]
+    records = [
+        [{k: v for k, v in r.items() if not k.endswith("_s")} for r in run.read_metrics()] for run in (whole, parts)
+    ]
     assert len(records[0]) == 4
     assert records[0] == records[1]
 
 
 def test_a_run_leaves_what_it_promises(folder):
     run = RunDirectory(folder / "CartPole-v1.whole")
-    assert all(path.stat().st_size for path in (run.conf, run.metrics, run.checkpoint, run.weights, run.curve))
+    assert all(path.stat().st_size for path in (run.conf, run.metrics, run.weights, run.best, run.curve))
     assert run.read_metrics()[-1]["steps"] == [4 * ROUND] * 2
 
 
@@ -117,7 +119,7 @@ def test_interrupted_and_resumed(tmp_path):
     assert "--resume" in told
     assert "Traceback" not in told
     done = len(run.read_metrics())
-    assert checkpoints.load(run.checkpoint)[1]["round"] == done
+    assert run.load_checkpoint()[1]["round"] == done
     resumed = fedrl("run", "--resume", out, "--set", f"steps={(done + 2) * ROUND}", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["rounds"] == done + 2
@@ -184,10 +186,11 @@ def test_a_broken_checkpoint_is_a_failure_and_code_1(tmp_path, capsys, monkeypat
     out.mkdir()
     (out / "conf.toml").write_text(conf)
     (out / "metrics.jsonl").write_text('{"round": 1}\n')
-    (out / "checkpoint.npz").write_bytes(b"not one")
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "round-000001.npz").write_bytes(b"not one")
     code, told = refused(capsys, monkeypatch, "run", "--resume", out)
     assert code == 1
-    assert "checkpoint.npz" in told
+    assert "round-000001.npz" in told
     assert (out / "metrics.jsonl").read_text() == '{"round": 1}\n', "the records were thrown away"
 
 
@@ -196,7 +199,7 @@ def test_a_checkpoint_of_another_configuration_is_a_failure(folder, tmp_path, ca
     out.mkdir()
     (out / "conf.toml").write_text(CONF.format(steps=64, world="CartPole-v1").replace("[8]", "[9]"))
     (out / "metrics.jsonl").write_text("")
-    (out / "checkpoint.npz").write_bytes((folder / "CartPole-v1.whole" / "checkpoint.npz").read_bytes())
+    shutil.copytree(folder / "CartPole-v1.whole" / "checkpoints", out / "checkpoints")
     code, told = refused(capsys, monkeypatch, "run", "--resume", out)
     assert code == 1
     assert "fleet.policy" in told

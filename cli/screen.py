@@ -1,0 +1,63 @@
+"""What a person sees: a live line while a run goes on, a table at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from client.session import RunConfig
+
+# Words for people go to stderr, so that --json leaves stdout to one JSON object.
+say = Console(stderr=True, highlight=False)
+
+Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put over the conf; may be repeated.")]
+
+
+def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
+    """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
+
+    def tell(record: dict[str, Any]) -> None:
+        line = describe(record, config.rounds, config.steps)
+        if say.is_terminal:
+            # Spaces wipe what a longer line left.
+            say.print(f"{line:<{say.width - 1}}", end="\r", overflow="ellipsis", no_wrap=True)
+        else:
+            say.print(line, soft_wrap=True)
+
+    return tell
+
+
+def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
+    """A round in one line: how far, how good, how fast, how much was sent, who is missing."""
+    returns = [value for value in record["return"] if value is not None]
+    middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
+    rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
+    words = [
+        f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
+        f"steps {min(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
+        f"return {middle}",
+        f"{rate:,.0f} steps/s",
+    ]
+    sent = sum(record["bytes_up"]) + sum(record["bytes_down"])
+    if sent:
+        words.append(f"{sent / 1000:,.0f} kB")
+    for name in ("missed", "refused", "left-out"):
+        agents = [str(agent) for agent, count in enumerate(record[name]) if count]
+        if agents:
+            words.append(f"{name}: {', '.join(agents)}")
+    return "  ".join(words)
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The summary as a table."""
+    if say.is_terminal:
+        say.print()
+    rows = Table(show_header=False, box=None)
+    for key, value in summary.items():
+        rows.add_row(key.replace("_", " "), f"{value:,.1f}" if isinstance(value, float) else str(value))
+    say.print(rows)

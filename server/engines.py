@@ -1,0 +1,119 @@
+"""Where a run happens: in this process, in Flower's simulation, or behind a SuperLink with nodes of ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from client.party import ABOUT_THE_RUN
+from client.session import RunConfig, Session
+from core.config import flatten
+from core.errors import Failure, Mistake
+from runs import figures
+from runs.directory import RunDirectory
+from server.federate import check, federate, over
+from server.grids import LocalGrid
+
+Record = dict[str, Any]
+Tell = Callable[[Record], None]
+Stop = Callable[[], bool]
+
+
+def prepare(config: RunConfig) -> Session:
+    """The session of the process that gathers: all agents in the local engine, elsewhere one, to know what weights are.
+
+    Whatever is wrong with the configuration is found here, before anything starts.
+    """
+    session = Session(config, None if config.engine == "local" else [0])
+    check(config, session)
+    return session
+
+
+def run(config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, stop: Stop, nodes: int = 0) -> Record:
+    """Run or go on with a run in its directory; returns the summary."""
+    directory.go_on()
+    if config.engine == "local":
+        return federate(config, LocalGrid(session), directory, session, tell, stop)
+    if config.engine == "ray":
+        return run_ray(config, session, directory, tell, stop)
+    return run_grpc(config, directory, tell, stop, nodes or config.agents)
+
+
+def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, stop: Stop) -> Record:
+    """Flower's simulation: agents in Ray's actors, between which they hop; their snapshots lie in the directory."""
+    # Ray forks after gRPC has started threads; without this its start is flaky.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "FLWR_TELEMETRY_ENABLED": "0"}
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    from client.client_app import make_app
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    server, found = ServerApp(), Record()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        found.update(federate(config, grid, directory, session, tell, stop))
+
+    flat = flatten(config) | {"run": directory.name}
+    cores = os.cpu_count() or 1
+    run_simulation(
+        server,
+        make_app(flat, directory.path.resolve() / "agents"),
+        config.agents,
+        backend_config={
+            "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": "error"},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
+    )
+    return found
+
+
+def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, stop: Stop, nodes: int) -> Record:
+    """A stock SuperLink and nodes of ours as processes on this machine; all of them end with the run."""
+    from server.control import Control
+    from server.launch import processes, start_node, superlink
+
+    if nodes > config.agents:
+        raise Mistake(
+            f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
+        )
+    place = directory.path.resolve()
+    # Apps are installed and compiled once per machine, not once per run.
+    home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"
+    flat = flatten(config) | ABOUT_THE_RUN | {"directory": str(place), "run": directory.name}
+    with superlink(home) as link, processes() as started, Control(link.control) as control:
+        for index in range(nodes):
+            hosted = list(range(index, config.agents, nodes))
+            log = place / "logs" / f"node-{index}.log"
+            started.append(start_node(link.fleet, hosted, place / "agents", log))
+        run_id = control.submit(Path(__file__).parents[1], flat)
+        told, asked = max(directory.saved_rounds(), default=0), False
+        while True:
+            status = control.status(run_id)
+            for record in directory.read_metrics():
+                if record["round"] > told:
+                    told = record["round"]
+                    tell(record)
+            if status.over:
+                break
+            if stop() and not asked:
+                directory.ask_to_stop()
+                asked = True
+            gone = [process for process in started if process.poll() is not None]
+            if len(gone) == len(started):
+                raise Failure(f"all nodes have ended; their last words are in {place / 'logs'}")
+            time.sleep(0.2)
+        if status.sub_status != "completed":
+            directory.raise_word()
+            raise Failure(
+                f"the run {status.sub_status}: {status.details or 'no reason was given'} (the log: {link.log})"
+            )
+    records = directory.read_metrics()
+    finished = bool(records) and over(config, records[-1]["round"], records[-1]["steps"])
+    return figures.summary(records) | {"run_dir": str(directory.path), "interrupted": not finished}

@@ -1,0 +1,176 @@
+"""A run from its configuration to its directory: strategy, rounds, checkpoints, summary. The same in every engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from client.answers import exchangeable, layout
+from client.session import RunConfig, Session
+from core.config import flatten
+from core.errors import Mistake
+from runs import figures
+from runs.directory import RunDirectory
+from runs.trackers import Trackers
+from server.grids import LocalGrid
+from server.ledger import Ledger
+from server.rounds import Interrupted, QuorumError, Rounds
+from strategies.alone import Alone
+from strategies.fedavg import FedAvg
+from strategies.federation import Federation
+from strategies.robust import make_rule
+
+Record = dict[str, Any]
+
+
+def check(config: RunConfig, session: Session) -> None:
+    """Refuse what cannot run, before anything starts."""
+    if not config.rounds and not config.steps:
+        raise Mistake("the run would never end: give 'rounds' or 'steps'")
+    if config.strategy == "alone" and config.engine != "local":
+        raise Mistake(
+            f"the engine '{config.engine}' is for agents that learn together: set strategy (such as fedavg), "
+            "or leave engine at local"
+        )
+    make_strategy(config, session)
+
+
+def federate(
+    config: RunConfig,
+    grid: Grid,
+    directory: RunDirectory,
+    session: Session,
+    tell: Callable[[Record], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Rounds until the run is over or somebody asks to stop; returns the summary.
+
+    Goes on where the directory's last checkpoint is. ``session`` is the server's own: with all agents in the local
+    engine, where it is part of the checkpoint, with the first one elsewhere, to know what weights are.
+    """
+    here = isinstance(grid, LocalGrid)
+    strategy = make_strategy(config, session)
+    saved, meta = directory.load_checkpoint()
+    ledger = Ledger(config.agents, not config.evaluate_episodes, meta.get("wall_s", 0.0))
+    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop)
+    number = int(meta.get("round", 0))
+    directory.rewind(number)
+    if meta:
+        strategy.load_state(_within("strategy.", saved))
+        if here:
+            session.load_state(_within("agents.", saved))
+        ledger.lived, ledger.reasons = list(meta["lived"]), Counter(meta["reasons"])
+        rounds.health.load(meta["health"])
+    keeper = _Keeper(config, directory, rounds, session if here else None)
+    trackers = Trackers(
+        directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
+    )
+    gained = [0] * config.agents
+    with closing(trackers):
+        try:
+            rounds.gather_parties()
+            while not (over(config, number, ledger.lived) or stop()):
+                number += 1
+                lived = list(ledger.lived)
+                last = over(config, number, [now + more for now, more in zip(lived, gained, strict=True)])
+                extra = {
+                    "settle": number % config.settle_every == 0,
+                    "save": number % config.checkpoint_every == 0 or last,
+                }
+                judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
+                record = rounds.round(number, extra, judge)
+                gained = [now - then for now, then in zip(ledger.lived, lived, strict=True)]
+                directory.log(record)
+                trackers.log(record)
+                tell(record)
+                keeper.after(record)
+        except Interrupted:
+            number -= 1  # the round in progress is played again
+        except QuorumError as error:
+            keeper.save()
+            raise QuorumError(f"{error}; go on with --resume {directory.path}") from None
+        keeper.save()
+    return figures.summary(directory.read_metrics()) | {
+        "run_dir": str(directory.path),
+        "interrupted": not over(config, number, ledger.lived),
+    }
+
+
+def over(config: RunConfig, number: int, lived: list[int]) -> bool:
+    """Whether a run of so many rounds and steps has come to its end."""
+    return bool(config.rounds and number >= config.rounds) or bool(config.steps and min(lived) >= config.steps)
+
+
+def make_strategy(config: RunConfig, session: Session) -> Federation:
+    """The strategy that the configuration names, starting from the session's first agent."""
+    given = {"layout": layout(session), "agents": config.agents, "work": config.work}
+    if config.strategy == "alone":
+        return Alone({}, **given)
+    rule = make_rule(config.federation, config.agents)
+    return FedAvg(exchanged(config.federation.parts, session), rule=rule, wait_s=config.federation.wait_s, **given)
+
+
+def exchanged(parts: str, session: Session) -> dict[str, NDArray[Any]]:
+    """What travels, as it is at the start: the first agent's weights of the chosen parts, and empty moments."""
+    known = session.fleet.parts
+    names = [name.strip() for name in parts.split(",") if name.strip()] or list(known)
+    for name in names:
+        if name not in known:
+            raise Mistake(f"'federation.parts' names '{name}'; {session.config.algorithm} has {', '.join(known)}")
+    moments = {name: row for name, row in exchangeable(session.fleet).items() if name not in known}
+    return {name: row[0].copy() for name, row in ({name: known[name] for name in names} | moments).items()}
+
+
+class _Keeper:
+    """What a run leaves while it goes on: checkpoints, the last weights and the best."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, rounds: Rounds, session: Session | None) -> None:
+        self.config, self.directory, self.rounds, self.session = config, directory, rounds, session
+        self.returns = {record["round"]: figures.mean_return(record) for record in directory.read_metrics()}
+        self.best: dict[str, NDArray[Any]] | None = None
+        self.unsaved: Record | None = None
+
+    def after(self, record: Record) -> None:
+        """A round is over."""
+        value = figures.mean_return(record)
+        if value > max(self.returns.values(), default=-np.inf):
+            self.best = {name: array.copy() for name, array in self.learned().items()}
+        self.returns[record["round"]] = value
+        self.unsaved = record
+        if record["round"] % self.config.checkpoint_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint of the last round, unless there is one."""
+        if self.unsaved is None:
+            return
+        rounds, record = self.rounds, self.unsaved
+        arrays = {f"strategy.{name}": array for name, array in rounds.strategy.state().items()}
+        if self.session is not None:
+            arrays |= {f"agents.{name}": array for name, array in self.session.state().items()}
+        meta = {
+            "round": record["round"],
+            "wall_s": record["wall_s"],
+            "lived": rounds.ledger.lived,
+            "reasons": dict(rounds.ledger.reasons),
+            "health": rounds.health.saved(),
+        }
+        self.directory.save_checkpoint(arrays, meta, self.returns, self.config.checkpoints)
+        about = {"algorithm": self.config.algorithm, "world": self.config.world.id}
+        self.directory.save_weights(self.learned(), about, self.best)
+        self.best = self.unsaved = None
+
+    def learned(self) -> dict[str, NDArray[Any]]:
+        """One row for everybody, or a row per agent where agents keep theirs to themselves."""
+        found = self.rounds.strategy.learned()
+        return found if found or self.session is None else self.session.fleet.learned
+
+
+def _within(where: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(where): array for name, array in arrays.items() if name.startswith(where)}

@@ -1,0 +1,104 @@
+"""Grids: how a server reaches its parties. Flower's strategies talk to a Grid; each engine is one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.run import Run
+from flwr.superlink.grid import GrpcGrid, grpc_grid
+
+from agents.fleet import Fleet
+from client.answers import answer, exchangeable
+from client.session import Session
+from strategies import messages
+from strategies.messages import OVERSIZED
+
+# Seconds that the objects of a reply may come after its announcement: a sender that died in between stays silent.
+_OBJECTS_S = 10.0
+# Bytes of a reply that are not weights: metrics, names, Flower's own.
+_WORDS = 1_000_000
+
+
+class LocalGrid(Grid):
+    """All agents in this process. The messages that ask the same are answered by one step of one fleet."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._open: dict[str, Message] = {}
+        self._ids = map(str, itertools.count(1))
+
+    def get_node_ids(self) -> list[int]:
+        return [number + 1 for number in self.session.numbers]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            name = next(self._ids)
+            message.metadata.__dict__["_message_id"] = name
+            self._open[name] = message
+            ids.append(name)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        asked = [self._open.pop(name) for name in message_ids if name in self._open]
+        alike: dict[Any, list[Message]] = {}
+        for message in asked:
+            alike.setdefault(_what_is_asked(message), []).append(message)
+        return [reply for group in alike.values() for reply in self._answer(group)]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, asked: list[Message]) -> list[Message]:
+        rows = [self.session.numbers.index(message.metadata.dst_node_id - 1) for message in asked]
+        found = answer(self.session, list(zip(rows, asked, strict=True)))
+        return [Message(content, reply_to=message) for content, message in zip(found, asked, strict=True)]
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError("a local grid belongs to no run of Flower's")
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError("a local grid belongs to no run of Flower's")
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError("use Message(...)")
+
+
+def _what_is_asked(message: Message) -> Any:
+    config = message.content.get(messages.CONFIG) if message.has_content() else None
+    return message.metadata.message_type, repr(sorted(config.items())) if config else ""
+
+
+def quicken(grid: Grid, fleet: Fleet) -> None:
+    """Make Flower's gRPC grid fit for short rounds, and refuse replies that hold more than such a fleet can send.
+
+    A reply is announced before its objects have come; Flower then waits a second, we a hundredth. The waiting times
+    are bound where its function is defined, so the function is what has to be replaced.
+    """
+    if not isinstance(grid, GrpcGrid):
+        return
+    limit = sum(4 * rows.shape[1] for rows in exchangeable(fleet).values()) + _WORDS
+
+    def pull(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+        came = 0
+
+        def bounded(name: str) -> bytes:
+            nonlocal came
+            found = pull_object_fn(name)
+            came += len(found)
+            if came > limit:
+                raise ObjectPullError(name, f"{OVERSIZED}: more than {limit:,} bytes")
+            return found
+
+        return inflatable_utils.pull_objects(
+            object_ids, bounded, initial_backoff=0.01, backoff_cap=0.2, max_time=_OBJECTS_S
+        )
+
+    grpc_grid.pull_objects = pull  # type: ignore[assignment,attr-defined]

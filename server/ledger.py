@@ -1,0 +1,124 @@
+"""The ledger: what every round cost and brought, per agent. One record of it is a line of metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.app import ArrayRecord, MessageType, RecordDict
+
+from strategies import messages
+from strategies.messages import Judged, Trained
+
+_TIMES = ("serialising_s", "waiting_s", "aggregating_s", "judging_s")
+
+
+class Ledger:
+    """Counts for K agents; lists have an entry per agent, None where there was nothing to count."""
+
+    def __init__(self, agents: int, training_judges: bool = False, wall_before: float = 0.0) -> None:
+        """``training_judges``: no episodes are played for judging, those of the training stand for them."""
+        self.agents, self._training_judges = agents, training_judges
+        self.lived = [0] * agents
+        self.reasons: Counter[str] = Counter()
+        self._begun, self._wall_before = time.perf_counter(), wall_before
+        self.begin(0)
+
+    def begin(self, number: int) -> None:
+        self._round_begun = time.perf_counter()
+        self._times = dict.fromkeys(_TIMES, 0.0)
+        self._timed = False
+        self._counts: dict[str, list[int]] = {
+            name: [0] * self.agents for name in ("missed", "refused", "late", "left-out", "bytes_up", "bytes_down")
+        }
+        self._judging_bytes = 0
+        self._parts: dict[str, dict[str, int]] = {}
+        self._record: dict[str, Any] = {"round": number}
+
+    @contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Seconds of something; what happens within it belongs to it."""
+        if self._timed:
+            yield
+            return
+        self._timed, begun = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._timed = False
+            self._times[name] += time.perf_counter() - begun
+
+    def count(self, name: str, agent: int) -> None:
+        self._counts[name][agent] += 1
+
+    def refuse(self, agent: int, reason: str) -> None:
+        self.count("refused", agent)
+        self.reasons[reason] += 1
+
+    def left_out(self, agents: set[int]) -> None:
+        for agent in agents:
+            self.count("left-out", agent)
+
+    def sent(self, kind: str, contents: Mapping[int, RecordDict]) -> None:
+        """Bytes of weights on their way to agents; those for judging are counted apart."""
+        for agent, content in contents.items():
+            arrays = content.get(messages.ARRAYS)
+            sizes = (
+                {name: 4 * array.shape[0] for name, array in arrays.items()} if isinstance(arrays, ArrayRecord) else {}
+            )
+            if kind == MessageType.TRAIN:
+                self._counts["bytes_down"][agent] += sum(sizes.values())
+                self._add("down", sizes)
+            else:
+                self._judging_bytes += sum(sizes.values())
+
+    def trained(self, got: Mapping[int, Trained]) -> None:
+        for agent, reply in got.items():
+            self.lived[agent] = reply.lived
+            sizes = {name: row.nbytes for name, row in reply.parts.items()}
+            self._counts["bytes_up"][agent] += sum(sizes.values())
+            self._add("up", sizes)
+        names = sorted({name for reply in got.values() for name in reply.measured})
+        measured = {
+            name: [got[k].measured.get(name) if k in got else None for k in range(self.agents)] for name in names
+        }
+        self._record |= {
+            "steps": list(self.lived),
+            "updates": [got[k].updates if k in got else None for k in range(self.agents)],
+        } | measured
+
+    def judged(self, got: Mapping[int, Judged]) -> None:
+        self._record["return"] = [got[k].value if k in got else None for k in range(self.agents)]
+
+    def note(self, notes: Mapping[str, Any]) -> None:
+        self._record |= notes
+
+    def end(self) -> dict[str, Any]:
+        """The record of the round."""
+        now = time.perf_counter()
+        took = [seconds for seconds in self._record.get("took_s", []) if seconds is not None]
+        working, round_s = max(took, default=0.0), now - self._round_begun
+        times = self._times | {
+            "round_s": round_s,
+            "working_s": working,
+            # The agents' own work is waited for as well, and is no wait that could be saved.
+            "waiting_s": max(self._times["waiting_s"] - working, 0.0),
+            "wall_s": self._wall_before + now - self._begun,
+        }
+        nothing = [None] * self.agents
+        judged = self._record.get("training-return", nothing) if self._training_judges else nothing
+        return (
+            {"return": judged}
+            | self._record
+            | self._counts
+            | {"parts": self._parts, "bytes_judging": self._judging_bytes, "reasons": dict(self.reasons)}
+            | {name: round(seconds, 6) for name, seconds in times.items()}
+        )
+
+    def _add(self, way: str, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            part = self._parts.setdefault(name, {"up": 0, "down": 0})
+            part[way] += size

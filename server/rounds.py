@@ -1,0 +1,336 @@
+"""The rounds of a federation: who is there, who is asked, whose answers count, and for how long to wait.
+
+A party may be slow, gone, back under another name, or wrong. So every wait has an end, every answer is checked when it
+comes, and what does not count has a name: ``late``, ``missed``, or the reason of a refusal.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from flwr.app import Message, MessageType, RecordDict
+from flwr.common import log
+from flwr.serverapp import Grid
+
+from client import digest
+from core.errors import Failure
+from core.streams import child
+from server.ledger import Ledger
+from strategies import messages
+from strategies.federation import Federation, FederationConfig
+from strategies.messages import RefusedError
+
+Answer = TypeVar("Answer")
+
+
+class QuorumError(Failure):
+    """Too few agents answered for too long."""
+
+
+class Interrupted(Exception):
+    """Somebody asked to stop while the round was waiting."""
+
+
+class _Letter(NamedTuple):
+    """A message that is on its way."""
+
+    number: int
+    kind: str
+    agent: int
+    node: int
+    sent: float
+
+
+@dataclass
+class Health:
+    """How reliable an agent has been: what a resumed run must still know."""
+
+    strikes: Counter[int] = field(default_factory=Counter)
+    back_at: dict[int, int] = field(default_factory=dict)
+
+    def failed(self, agent: int, number: int, config: FederationConfig) -> bool:
+        """One more round missed or spoiled; true when the agent is left out from now on."""
+        self.strikes[agent] += 1
+        if self.strikes[agent] < config.patience or not config.leave_out:
+            return False
+        self.back_at[agent] = number + config.leave_out + 1
+        # Once back, one more failure is enough.
+        self.strikes[agent] = config.patience - 1
+        return True
+
+    def left_out(self, number: int) -> set[int]:
+        return {agent for agent, back in self.back_at.items() if number < back}
+
+    def forgive(self, agent: int) -> None:
+        self.strikes.pop(agent, None)
+        self.back_at.pop(agent, None)
+
+    def saved(self) -> dict[str, list[tuple[int, int]]]:
+        return {"strikes": list(self.strikes.items()), "back_at": list(self.back_at.items())}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        self.strikes, self.back_at = Counter(dict(saved["strikes"])), dict(saved["back_at"])
+
+
+class Rounds:
+    """One federation on one grid, round after round."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: Federation,
+        config: FederationConfig,
+        seed: int,
+        ledger: Ledger,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.grid, self.strategy, self.config, self.seed = grid, strategy, config, seed
+        self.ledger, self.stop = ledger, stop
+        self.app = digest.installed()
+        self.health = Health()
+        self._open: dict[str, _Letter] = {}
+        self._asked_who: set[int] = set()
+        self._looked = -math.inf
+
+    def gather_parties(self) -> None:
+        """Before the first round: wait for all agents, then for as many as a quorum needs."""
+        begun, told = time.monotonic(), False
+        while len(self.members) < self.strategy.agents:
+            self._look()
+            for letter, reply in self._arrived():
+                self._sort(letter, reply, 0)
+            waited = time.monotonic() - begun
+            missing = self._words(set(range(self.strategy.agents)) - set(self.members))
+            if waited > self.config.wait_s:
+                if len(self.members) >= self._quorum(self.strategy.agents):
+                    log(WARNING, "after %g s the run begins without %s", self.config.wait_s, missing)
+                    return
+                if waited > self.config.wait_s + self.config.give_up_s:
+                    raise QuorumError(f"no quorum within {waited:.0f} s: {missing} did not come")
+            if waited > 2 and not told:
+                log(INFO, "waiting for %s", missing)
+                told = True
+            if self.stop():
+                raise Interrupted
+            time.sleep(_pause(waited))
+
+    def round(self, number: int, extra: Mapping[str, Any], judge: bool) -> dict[str, Any]:
+        """One round: train, combine, judge; returns its record."""
+        ledger, strategy = self.ledger, self.strategy
+        ledger.begin(number)
+        self._look()
+        asked = self._chosen(number)
+        got = self._gather(
+            number, MessageType.TRAIN, asked, lambda agents: strategy.orders(number, agents, extra), strategy.read
+        )
+        ledger.trained(got)
+        with ledger.timing("aggregating_s"):
+            notes = strategy.combine(number, [got[agent] for agent in sorted(got)])
+        ledger.note(notes)
+        if judge:
+            with ledger.timing("judging_s"):
+                judged = self._gather(
+                    number, MessageType.EVALUATE, asked, lambda agents: strategy.exams(number, agents), messages.judged
+                )
+            ledger.judged(judged)
+        return ledger.end()
+
+    @property
+    def members(self) -> dict[int, int]:
+        return self.strategy.members
+
+    def _chosen(self, number: int) -> list[int]:
+        """The agents of this round: a share drawn from the run's seed, without those that fail often."""
+        agents = self.strategy.agents
+        count = max(1, round(self.config.fraction * agents))
+        everybody = list(range(agents))
+        if count < agents:
+            drawn = np.random.default_rng(child(self.seed, number)).choice(agents, count, replace=False)
+            everybody = sorted(int(agent) for agent in drawn)
+        out = self.health.left_out(number) & set(everybody)
+        if len(everybody) - len(out) < self._quorum(len(everybody)):
+            out = set()  # better an unreliable agent than no quorum
+        self.ledger.left_out(out)
+        return [agent for agent in everybody if agent not in out]
+
+    def _quorum(self, asked: int) -> int:
+        return max(1, math.ceil(self.config.quorum * asked - 1e-9))
+
+    def _gather(
+        self,
+        number: int,
+        kind: str,
+        asked: Sequence[int],
+        contents: Callable[[Sequence[int]], Mapping[int, RecordDict]],
+        read: Callable[[Message], Answer],
+    ) -> dict[int, Answer]:
+        """Ask these agents; returns the answers that count, by agent."""
+        ledger, training = self.ledger, kind == MessageType.TRAIN
+        with ledger.timing("serialising_s"):
+            letters = contents(asked)
+            self._post(number, kind, {agent: letters[agent] for agent in asked if agent in self.members})
+        got: dict[int, Answer] = {}
+        spoiled: set[int] = set()
+        posted = set(self._expected(number, kind))
+        # Judging needs no quorum: a round whose learning is done is not thrown away for want of a figure.
+        quorum = self._quorum(len(asked)) if training else 0
+        begun, told = time.monotonic(), False
+        while True:
+            for letter, reply in self._arrived():
+                if (letter.number, letter.kind) != (number, kind):
+                    back = self._sort(letter, reply, number)
+                    if back is not None and back in letters and back not in got:
+                        self._post(number, kind, {back: letters[back]})
+                        posted.add(back)
+                    continue
+                try:
+                    if letter.agent in got:
+                        raise RefusedError("duplicate", "it has already answered from another node")
+                    with ledger.timing("serialising_s"):
+                        found = self._checked(letter, reply, read)
+                    got[letter.agent] = found
+                except RefusedError as error:
+                    spoiled.add(letter.agent)
+                    self._refuse(letter.agent, error)
+            waited = time.monotonic() - begun
+            if len(got) >= quorum and (waited > self.config.deadline_s or not self._expected(number, kind)):
+                break
+            missing = self._words(set(asked) - got.keys())
+            if waited > max(self.config.give_up_s, self.config.deadline_s):
+                raise QuorumError(
+                    f"round {number} has {len(got)} of the {quorum} answers that it needs after {waited:.0f} s: "
+                    f"no valid answer from {missing}"
+                )
+            if waited > self.config.deadline_s and not told:
+                log(WARNING, "round %d: %d of %d needed answers; waiting for %s", number, len(got), quorum, missing)
+                told = True
+            if self.stop() and waited > min(self.config.deadline_s, _STOP_S):
+                raise Interrupted
+            self._look()
+            with ledger.timing("waiting_s"):
+                time.sleep(_pause(waited))
+        if training:
+            self._settle_accounts(number, asked, posted, got.keys(), spoiled)
+        return got
+
+    def _expected(self, number: int, kind: str) -> list[int]:
+        """The agents that still owe an answer and have a node that may give it."""
+        return [
+            letter.agent
+            for letter in self._open.values()
+            if (letter.number, letter.kind) == (number, kind) and self.members.get(letter.agent) == letter.node
+        ]
+
+    def _settle_accounts(
+        self, number: int, asked: Sequence[int], posted: set[int], got: Any, spoiled: set[int]
+    ) -> None:
+        for agent in asked:
+            if agent in got:
+                self.health.forgive(agent)
+                continue
+            if agent not in spoiled:
+                self.ledger.count("missed", agent)
+            if agent in posted and self.health.failed(agent, number, self.config):
+                log(WARNING, "agent %d failed too often: left out until round %d", agent, self.health.back_at[agent])
+
+    def _post(self, number: int, kind: str, contents: Mapping[int, RecordDict]) -> None:
+        """Send each agent its message."""
+        now = time.monotonic()
+        agents = list(contents)
+        # A node that comes too late for it should not even begin.
+        lifetime = max(self.config.give_up_s, self.config.deadline_s) + 60
+        sent = [Message(contents[agent], self.members[agent], kind, ttl=lifetime) for agent in agents]
+        for agent, name in zip(agents, self.grid.push_messages(sent) if sent else (), strict=True):
+            if name:
+                self._open[name] = _Letter(number, kind, agent, self.members[agent], now)
+        self.ledger.sent(kind, contents)
+
+    def _arrived(self) -> list[tuple[_Letter, Message]]:
+        """The replies that have come, whatever they answer."""
+        if not self._open:
+            return []
+        with self.ledger.timing("waiting_s"):
+            replies = list(self.grid.pull_messages(list(self._open)))
+        found = [(self._open.pop(reply.metadata.reply_to_message_id, None), reply) for reply in replies]
+        # What nobody asked for any more is dropped, so that the list of open letters stays short.
+        oldest = time.monotonic() - 2 * (self.config.give_up_s + self.config.deadline_s)
+        for name in [name for name, letter in self._open.items() if letter.sent < oldest]:
+            del self._open[name]
+        return [(letter, reply) for letter, reply in found if letter is not None]
+
+    def _sort(self, letter: _Letter, reply: Message, number: int) -> int | None:
+        """A reply that is not of the exchange in progress; returns the agent if it is one that has just come."""
+        if letter.kind != MessageType.QUERY:
+            if not reply.has_error():
+                self.ledger.count("late", letter.agent)
+            return None
+        try:
+            who = messages.described(reply)
+            if not 0 <= who.agent < self.strategy.agents:
+                raise RefusedError("unknown-agent", f"a node says it is agent {who.agent}")
+            if who.layout != self.strategy.layout:
+                raise RefusedError(
+                    "wrong-layout",
+                    f"agent {who.agent} has the layout {who.layout:012x}, not {self.strategy.layout:012x}",
+                )
+            if who.app != self.app:
+                raise RefusedError("wrong-app", f"agent {who.agent} runs the code {who.app}, the server {self.app}")
+        except RefusedError as error:
+            log(WARNING, "a node was refused (%s): %s", error.reason, error)
+            self.ledger.reasons[error.reason] += 1
+            return None
+        if self.members.get(who.agent, letter.node) != letter.node:
+            log(INFO, "agent %d is back, at another node", who.agent)
+        elif number:
+            log(INFO, "agent %d has joined", who.agent)
+        self.members[who.agent] = letter.node
+        self.health.forgive(who.agent)
+        return who.agent
+
+    def _checked(self, letter: _Letter, reply: Message, read: Callable[[Message], Answer]) -> Answer:
+        found = read(reply)
+        agent = found.agent  # type: ignore[attr-defined]
+        if agent != letter.agent:
+            raise RefusedError("wrong-agent", f"agent {letter.agent} answers in the name of agent {agent}")
+        return found
+
+    def _refuse(self, agent: int, error: RefusedError) -> None:
+        self.ledger.refuse(agent, error.reason)
+        log(WARNING, "an answer of agent %d was refused (%s): %s", agent, error.reason, error)
+
+    def _look(self) -> None:
+        """See who is there; ask who is new which agent it is. Not more often than every second."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        nodes = set(self.grid.get_node_ids())
+        for agent in [agent for agent, node in self.members.items() if node not in nodes]:
+            log(INFO, "agent %d is gone", agent)
+            del self.members[agent]
+        new = sorted(nodes - self._asked_who)
+        self._asked_who = nodes
+        letters = [Message(RecordDict(), node, MessageType.QUERY, ttl=3600.0) for node in new]
+        for node, name in zip(new, self.grid.push_messages(letters) if letters else (), strict=True):
+            if name:
+                self._open[name] = _Letter(0, MessageType.QUERY, -1, node, now)
+
+    @staticmethod
+    def _words(agents: set[int]) -> str:
+        return ("agent " if len(agents) == 1 else "agents ") + ", ".join(map(str, sorted(agents)))
+
+
+# Seconds between looks at who is there, and that a round in progress is given when somebody asks to stop.
+_LOOK_S, _STOP_S = 1.0, 10.0
+
+
+def _pause(waited: float) -> float:
+    """Short when an answer is due any moment, longer the longer it takes: 2 ms to 50 ms."""
+    return min(max(waited / 20, 0.002), 0.05)
