@@ -1,7 +1,7 @@
 """Which code this is: one number over the Python files of our packages, on disk and in the bundle of a run.
 
-A node runs only what it was installed with. So that it can refuse a run of other code by name, both sides reckon the same
-number: over the files that Flower would ship, and of those only the packages that a run executes.
+A node runs only what it was installed with. So that it can refuse a run of other code by name, both sides reckon the
+same number: over the files that Flower would ship, and of those only the packages that a run executes.
 """
 
 from __future__ import annotations

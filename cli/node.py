@@ -1,0 +1,88 @@
+"""``fedrl node``: serve a SuperLink, for as many runs as come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from core.errors import Mistake
+
+
+def node(
+    superlink: Annotated[
+        str, typer.Option(help="HOST:PORT of the SuperLink's Fleet API (9092 unless told otherwise).")
+    ],
+    agents: Annotated[str, typer.Option(help="Which agents live here: 0,2-4. Each is a node of its own to Flower.")],
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Plain text: for one machine, or a private line.")
+    ] = False,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="The CA of the SuperLink, a PEM file; the system's otherwise.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Private key files, comma-separated, one per agent (ssh-keygen -t ecdsa -b 256).")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Where agents are saved; FEDRL_STATE or a temporary folder.")
+    ] = None,
+    give_up: Annotated[float, typer.Option(help="Seconds without a SuperLink until it ends; 0: never.", min=0)] = 0.0,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that a message in progress has left at SIGTERM.", min=0.1)
+    ] = 5.0,
+    max_message_mb: Annotated[int, typer.Option(help="A larger message is refused.", min=1, max=2000)] = 256,
+) -> None:
+    """Host agents for a SuperLink: a process that stays, with what it has learned, until SIGTERM."""
+    console = Console(stderr=True, highlight=False)
+    numbers = parse_agents(agents)
+    if insecure and root_certificates is not None:
+        raise Mistake("--insecure is plain text: leave --root-certificates away, or --insecure")
+    if root_certificates is not None and not root_certificates.is_file():
+        raise Mistake(f"--root-certificates: there is no file {root_certificates}")
+    host, _, port = superlink.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise Mistake(f"--superlink is HOST:PORT, such as 127.0.0.1:9092, not '{superlink}'")
+
+    # Seconds of imports, after what can be wrong was looked at.
+    from client.client_app import snapshots
+    from client.fleet_link import Address, Key
+    from client.node import Node
+    from client.party import Party, run_name
+
+    keys = [Key.read(Path(name)) for name in key.split(",")] if key is not None else []
+    if len({path.path.resolve() for path in keys if path.path}) < len(keys):
+        raise Mistake("--key names a file twice: each agent is a node of its own, and needs a key of its own")
+    folder = state or snapshots()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"--state: {folder} cannot be made: {error.strerror}") from None
+    Node(
+        Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
+        numbers,
+        Party,
+        run_name,
+        folder,
+        keys,
+        give_up=give_up,
+        grace=grace,
+        say=lambda line: console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True),
+        debug="--debug" in sys.argv,
+    ).serve()
+
+
+def parse_agents(text: str) -> list[int]:
+    """``0,2-4`` is 0, 2, 3 and 4."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or (dash and int(last) < int(first)):
+            raise Mistake(f"--agents is a list such as 0 or 0,2-4, not '{text}'")
+        numbers += range(int(first), int(last or first) + 1)
+    if len(set(numbers)) < len(numbers):
+        raise Mistake(f"--agents names an agent twice: '{text}'")
+    return numbers

@@ -1,0 +1,423 @@
+"""A node's connection to a SuperLink: Flower's Fleet API, call by call.
+
+Flower's own connection ends the process where a call is refused, retries without a bound, and starts a thread pool per
+message. Here every call has a deadline, every retry a bound, what goes wrong has a name, and the objects of a message
+travel together. What a message costs is its number of calls, so none is made that could be left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Message, RecordDict
+from flwr.app.message.message import make_message, remove_content_from_message
+from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
+from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
+)
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.date import now
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.run import Run
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+
+from core.errors import Failure, Mistake
+
+CALL_S = 10.0  # deadline of a call that carries little
+OBJECT_S = 60.0  # deadline of a call that carries an object, 5 MB at most when Flower packed it
+RETRY_S = 5.0  # how long a call of a message in progress is tried again when the network fails
+WAIT_S = 30.0  # how long an announced object may take to arrive at the SuperLink
+LEAVE_S = 2.0  # deadline of a call of a node that leaves
+HEARTBEAT_S = 10.0  # what we promise (Flower's least); after twice that without one, the SuperLink holds us for gone
+KEY_S = 30.0  # how long a refused key is tried again: its last node may still be held to be online
+FLYING = 8  # objects on their way at a time
+SIGNATURE_S = 10.0  # a signature serves so long (the SuperLink takes it for 300 s); making one costs more than a call
+
+
+class Unreachable(Exception):
+    """The SuperLink does not answer, or not as one does. It may later."""
+
+
+class Forgotten(Exception):
+    """The SuperLink does not know this node: it was restarted, or somebody removed the node."""
+
+
+class RunOver(Exception):
+    """The run has ended, or was never known here."""
+
+
+class TooLarge(Exception):
+    """A message, or one object of it, is larger than we hold."""
+
+
+class _Refused(Exception):
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the SuperLink is, and how it is trusted."""
+
+    superlink: str
+    insecure: bool = False
+    roots: Path | None = None  # None: those of the system
+    max_bytes: int = 256 * 2**20
+
+    def open(self) -> grpc.Channel:
+        options = [
+            ("grpc.max_receive_message_length", self.max_bytes),
+            ("grpc.max_send_message_length", -1),
+            # A channel of its own connection, that tries again soon: gRPC itself would come to wait two minutes.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 2000),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+        if self.insecure:
+            return grpc.insecure_channel(self.superlink, options)
+        return grpc.secure_channel(
+            self.superlink, grpc.ssl_channel_credentials(self.roots and self.roots.read_bytes()), options
+        )
+
+
+@dataclass(frozen=True)
+class Key:
+    """The private key that a node is known by, and the file it came from."""
+
+    private: ec.EllipticCurvePrivateKey
+    path: Path | None
+
+    @classmethod
+    def read(cls, path: Path) -> Key:
+        try:
+            private = load_ssh_private_key(path.read_bytes(), None)
+        except OSError as error:
+            raise Mistake(f"the key {path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            private = None
+        if not isinstance(private, ec.EllipticCurvePrivateKey):
+            raise Mistake(f"{path} is no key of a node: make one by ssh-keygen -t ecdsa -b 256 -N '' -f {path}")
+        return cls(private, path)
+
+    @classmethod
+    def fresh(cls) -> Key:
+        """P-256, because the SuperLink checks a signature per call: 0.1 ms, and 1 ms with Flower's own P-384."""
+        return cls(ec.generate_private_key(ec.SECP256R1()), None)
+
+
+class FleetLink:
+    """One node of a SuperLink. ``stop`` says whether to give up, ``wait`` sleeps so long or until then."""
+
+    def __init__(
+        self, address: Address, key: Key | None, stop: Callable[[], bool], wait: Callable[[float], None]
+    ) -> None:
+        self.address, self._given, self._stop, self._wait = address, key, stop, wait
+        self._key = key or Key.fresh()
+        self._node: Node | None = None
+        self._registered = False
+        self._refused_since: float | None = None
+        self._headers: tuple[float, list[tuple[str, str | bytes]]] = (0.0, [])
+        self._version = list(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
+        self._retry = RetryInvoker(
+            lambda: exponential(0.05, max_delay=1),
+            grpc.RpcError,
+            max_tries=None,
+            max_time=RETRY_S,
+            should_giveup=lambda error: stop() or cast(Any, error).code() is not grpc.StatusCode.UNAVAILABLE,
+            wait_function=wait,
+        )
+        self._channel: grpc.Channel = None
+        self.reopen()
+
+    # The node: comes, shows that it lives, goes.
+
+    @property
+    def connected(self) -> bool:
+        return self._node is not None
+
+    @property
+    def node_id(self) -> int:
+        assert self._node is not None
+        return self._node.node_id
+
+    def reopen(self) -> None:
+        """A new connection under the same name: the old one may hang where the network went away silently."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self.address.open()
+        self._stub = FleetStub(self._channel)
+
+    def connect(self) -> None:
+        """Become a node of the SuperLink."""
+        if self._given is None:
+            self._key = Key.fresh()  # a SuperLink registers a key once in its life
+            self._headers = (0.0, [])
+        public = public_key_to_bytes(self._key.private.public_key())
+        register = RegisterNodeFleetRequest(public_key=public)
+        activate = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S)
+        try:
+            if self._given is None:
+                self._call("RegisterNode", register)
+            try:
+                reply = self._call("ActivateNode", activate)
+            except _Refused:
+                if self._given is None:
+                    raise
+                self._call("RegisterNode", register)  # where anybody may register, so may somebody with a key
+                reply = self._call("ActivateNode", activate)
+        except _Refused as error:
+            raise self._not_admitted(error) from None
+        except Forgotten:
+            raise Unreachable("it does not accept the signature of this node") from None
+        self._refused_since = None
+        self._node = Node(node_id=reply.node_id)
+
+    def forget(self) -> None:
+        """Be nobody, until the next ``connect``."""
+        self._node = None
+
+    def heartbeat(self) -> None:
+        """Show that we live. Failures are for others to find: the next call of the node meets them as well."""
+        with suppress(Unreachable, Forgotten, RunOver, _Refused, ValueError):  # ValueError: reopened meanwhile
+            if self._node is not None:
+                self._call(
+                    "SendNodeHeartbeat", SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+                )
+
+    def leave(self) -> None:
+        """Say goodbye, if somebody listens."""
+        with suppress(Unreachable, Forgotten, RunOver, _Refused, Failure):
+            if self._node is not None:
+                self._call("DeactivateNode", DeactivateNodeRequest(node_id=self.node_id), LEAVE_S)
+                if self._given is None:
+                    self._call("UnregisterNode", UnregisterNodeFleetRequest(node_id=self.node_id), LEAVE_S)
+        self._node = None
+        self._channel.close()
+
+    # Runs and messages.
+
+    def run(self, run_id: int) -> Run:
+        return run_from_proto(self._insist("GetRun", GetRunRequest(node=self._node, run_id=run_id)).run)
+
+    def over(self, run_id: int) -> bool:
+        """Whether a run has ended, asked once."""
+        try:
+            self._call("GetRun", GetRunRequest(node=self._node, run_id=run_id))
+        except RunOver:
+            return True
+        return False
+
+    def app(self, run: Run) -> Fab:
+        """The bundle that a run carries."""
+        request = GetFabRequest(node=self._node, hash_str=run.fab_hash, run_id=run.run_id)
+        return fab_from_proto(self._insist("GetFab", request, OBJECT_S).fab)
+
+    def receive(self) -> tuple[Message, ObjectTree] | None:
+        """The next message, still without its content, and what the content consists of."""
+        response = self._call("PullMessages", PullMessagesRequest(node=self._node))
+        if not response.messages_list:
+            return None
+        return message_from_proto(response.messages_list[0]), response.message_object_trees[0]
+
+    def fetch(self, message: Message, tree: ObjectTree) -> Message:
+        """The message with its content. The message itself, the root of the tree, is there already."""
+        if not tree.children:
+            return make_message(message.metadata, RecordDict())
+        (content,) = tree.children
+        names = list(dict.fromkeys(node.object_id for node in iterate_object_tree(content)))
+        run_id = message.metadata.run_id
+        requests = [PullObjectRequest(node=self._node, run_id=run_id, object_id=name) for name in names]
+        contents, size = {}, 0
+        for request, response in zip(requests, self._together("PullObject", requests), strict=True):
+            if not response.object_available:
+                response = self._await(request)
+            contents[request.object_id] = response.object_content
+            size += len(response.object_content)
+            if size > self.address.max_bytes:
+                raise TooLarge
+        record = inflate_object_from_contents(content.object_id, contents)
+        if not isinstance(record, RecordDict):
+            raise ValueError(f"a message holds a RecordDict, not a {type(record).__name__}")
+        return make_message(message.metadata, record)
+
+    def reply(self, reply: Message, seconds: float) -> bool:
+        """Send a reply and its objects, which took ``seconds`` to make; whether it was taken."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects = get_all_nested_objects(reply)
+            response = self._insist(
+                "PushMessages",
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[seconds],
+                ),
+            )
+            missing = set(response.objects_to_push)
+            pushes = (
+                PushObjectRequest(
+                    node=self._node,
+                    run_id=reply.metadata.run_id,
+                    object_id=name,
+                    object_content=one.deflate(),
+                    session_id=response.session_id,
+                )
+                for name, one in objects.items()
+                if name in missing
+            )
+            return all([answer.stored for answer in self._together("PushObject", pushes)])
+
+    def done(self, message: Message) -> None:
+        """The SuperLink may drop the message."""
+        run_id, name = message.metadata.run_id, message.metadata.message_id
+        request = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=name)
+        self._insist("ConfirmMessageReceived", request)
+
+    # Calls.
+
+    def _await(self, request: PullObjectRequest) -> Any:
+        """An object that was announced and is on its way to the SuperLink."""
+        deadline, pause = time.monotonic() + WAIT_S, 0.005
+        while time.monotonic() < deadline and not self._stop():
+            self._wait(pause)
+            response = self._insist("PullObject", request, OBJECT_S)
+            if response.object_available:
+                return response
+            pause = min(2 * pause, 0.5)
+        raise ValueError("a part of the message did not arrive")
+
+    def _together(self, name: str, requests: Iterable[Any]) -> Iterator[Any]:
+        """Calls that carry objects, some at a time: a slow line is waited for once, not once per object."""
+        method = getattr(self._stub, name)
+        flying: deque[tuple[Any, Any]] = deque()
+        try:
+            for request in requests:
+                flying.append((request, method.future(request, timeout=OBJECT_S, metadata=self._signed())))
+                if len(flying) == FLYING:
+                    yield self._landed(name, *flying.popleft())
+            while flying:
+                yield self._landed(name, *flying.popleft())
+        finally:
+            for _, call in flying:
+                call.cancel()
+
+    def _landed(self, name: str, request: Any, call: Any) -> Any:
+        try:
+            return call.result()
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return self._insist(name, request, OBJECT_S)
+            raise self._meaning(error) from None
+
+    def _insist(self, name: str, request: Any, seconds: float = CALL_S) -> Any:
+        """A call, again for a while where the network fails."""
+        method = getattr(self._stub, name)
+        try:
+            return self._retry.invoke(lambda: method(request, timeout=seconds, metadata=self._signed()))
+        except grpc.RpcError as error:
+            raise self._meaning(error) from None
+
+    def _call(self, name: str, request: Any, seconds: float = CALL_S) -> Any:
+        try:
+            return getattr(self._stub, name)(request, timeout=seconds, metadata=self._signed())
+        except grpc.RpcError as error:
+            raise self._meaning(error) from None
+
+    def _signed(self) -> list[tuple[str, str | bytes]]:
+        """What Flower wants to know with every call: which version we are, and that our key is ours."""
+        made, headers = self._headers
+        if time.monotonic() - made > SIGNATURE_S or not headers:
+            stamp = now().isoformat()
+            headers = [
+                *self._version,
+                (PUBLIC_KEY_HEADER, public_key_to_bytes(self._key.private.public_key())),
+                (TIMESTAMP_HEADER, stamp),
+                (SIGNATURE_HEADER, sign_message(self._key.private, stamp.encode("ascii"))),
+            ]
+            self._headers = (time.monotonic(), headers)
+        return headers
+
+    # What goes wrong.
+
+    def _meaning(self, error: grpc.RpcError) -> Exception:
+        code, details = error.code(), str(error.details() or "")
+        match code:
+            case grpc.StatusCode.PERMISSION_DENIED:
+                return RunOver()
+            case grpc.StatusCode.UNAUTHENTICATED if "timestamp" in details:
+                return Unreachable("its clock and the one of this machine differ by minutes")
+            case grpc.StatusCode.UNAUTHENTICATED:
+                return Forgotten()
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
+                return TooLarge()
+            case grpc.StatusCode.FAILED_PRECONDITION:
+                known = FlowerError.from_json(details)
+                return _Refused(known.code if known else 0)
+            case grpc.StatusCode.UNAVAILABLE:
+                return Unreachable(self._why(details))
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return Unreachable("it does not answer in time")
+        return Unreachable(f"it answered {code.name}: {_line(details)}")
+
+    def _why(self, details: str) -> str:
+        """In words what TLS has to say."""
+        if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details.lower():
+            roots = self.address.roots or "the roots of this system (name its CA by --root-certificates)"
+            return f"its certificate does not verify against {roots}: {_line(details)}"
+        if "WRONG_VERSION_NUMBER" in details:
+            return "it speaks plain text where TLS was expected: it runs with --insecure, so must the node, or neither"
+        return _line(details)
+
+    def _not_admitted(self, error: _Refused) -> Exception:
+        where = f"the SuperLink at {self.address.superlink}"
+        if self._given is None and error.code == ApiErrorCode.FLEET_SUPERNODE_REGISTRATION_DISABLED:
+            return Failure(
+                f"{where} admits registered nodes only: give the node a key (--key) that is registered there"
+            )
+        if self._given is None:
+            return Failure(f"{where} refuses new nodes")
+        path = self._given.path
+        self._refused_since = self._refused_since or time.monotonic()
+        if time.monotonic() - self._refused_since > KEY_S:
+            known = f"register it (flwr supernode register {path}.pub), or end the node that uses it"
+            return Failure(f"{where} does not admit the key {path}: {known}")
+        return Unreachable(
+            f"it does not admit the key {path}, either unknown to it or in use by a node that it thinks alive"
+        )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]
