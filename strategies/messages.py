@@ -8,6 +8,7 @@ twentieth of going through a file.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -118,23 +119,20 @@ def order(message: Message) -> Order:
 def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained:
     """A reply to a train message, or a refusal by name."""
     parts = unpack(message, widths)
-    agent, said = int(number(message, "party")), int(number(message, "layout"))
-    if said != layout:
-        raise RefusedError("wrong-layout", f"agent {agent} answers for the layout {said:012x}, expected {layout:012x}")
-    steps, lived, updates = (number(message, name) for name in ("steps", "lived", "updates"))
+    said = _metrics(message)
+    agent, steps, lived, updates = (_number(said, name) for name in ("party", "steps", "lived", "updates"))
+    if _number(said, "layout") != layout:
+        raise RefusedError("wrong-layout", f"agent {agent:g} answers for another layout than {layout:012x}")
     if min(steps, lived, updates) < 0:
-        raise RefusedError("negative-work", f"agent {agent} says it did {steps:g} steps, {updates:g} updates")
-    measured = {
-        name.removeprefix(MEASURED): number(message, name)
-        for name in message.content.metric_records[METRICS]
-        if name.startswith(MEASURED)
-    }
-    return Trained(agent, parts, int(steps), int(lived), updates, measured)
+        raise RefusedError("negative-work", f"agent {agent:g} says it did {steps:g} steps, {updates:g} updates")
+    measured = {name[len(MEASURED) :]: _number(said, name) for name in said if name.startswith(MEASURED)}
+    return Trained(int(agent), parts, int(steps), int(lived), updates, measured)
 
 
 def judged(message: Message) -> Judged:
     """A reply to an evaluate message, or a refusal by name."""
-    return Judged(int(number(message, "party")), number(message, "return"))
+    said = _metrics(message)
+    return Judged(int(_number(said, "party")), _number(said, "return"))
 
 
 def described(message: Message) -> Described:
@@ -149,12 +147,16 @@ def described(message: Message) -> Described:
     return Described(words["party"], words["layout"], words["app"], words)  # type: ignore[arg-type]
 
 
-def number(message: Message, name: str) -> float:
-    """A finite number among a reply's metrics."""
+def _metrics(message: Message) -> dict[str, Any]:
     _no_error(message)
     record = message.content.get(METRICS)
-    value = record.get(name) if isinstance(record, MetricRecord) else None
-    if not isinstance(value, int | float) or not np.isfinite(value):
+    return dict(record) if isinstance(record, MetricRecord) else {}
+
+
+def _number(said: Mapping[str, Any], name: str) -> float:
+    """A finite number among a reply's metrics."""
+    value = said.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
         raise RefusedError("no-metric", f"the reply's metric '{name}' is {value!r}, expected a finite number")
     return value
 

@@ -1,0 +1,192 @@
+"""Rounds among parties that are slow, gone, back, wrong: who counts, how long is waited, what the ledger says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.config import build
+from core.errors import Failure
+from server import rounds as rounds_module
+from server.ledger import Ledger
+from server.rounds import Interrupted, QuorumError, Rounds
+from strategies.federation import FederationConfig
+from tests.server.scripted import Scripted, always, fedavg
+
+EXTRA = {"settle": True, "save": False}
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds_module, "_LOOK_S", 0.02)
+
+
+def begun(grid: Scripted, agents: int, stop: Any = lambda: False, **settings: Any) -> Rounds:
+    quick = {"wait-s": 0.2, "deadline-s": 0.2, "give-up-s": 1.0} | settings
+    found = Rounds(grid, fedavg(agents), build(FederationConfig, quick), 0, Ledger(agents), stop)
+    found.gather_parties()
+    return found
+
+
+def weights(rounds: Rounds) -> list[float]:
+    return rounds.strategy.learned()["policy"][0].tolist()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < seconds
+
+
+def test_a_round_in_any_order_of_replies() -> None:
+    found = []
+    for backwards in (False, True):
+        rounds = begun(Scripted({10 + k: (k, always()) for k in range(3)}, backwards), 3)
+        record = rounds.round(1, EXTRA, judge=True)
+        assert (record["return"], record["steps"], record["missed"]) == ([0.0, 1.0, 2.0], [10] * 3, [0] * 3)
+        assert record["bytes_up"] == record["bytes_down"] == [12] * 3
+        assert record["parts"] == {"policy": {"up": 36, "down": 36}}
+        found.append(weights(rounds))
+    assert found[0] == found[1] == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [("nan", "not-finite"), ("wide", "wrong-layout"), ("other-layout", "wrong-layout"), ("error", "error-reply"),
+     ("empty", "no-arrays"), ("other-name", "wrong-agent")],
+)  # fmt: skip
+def test_a_bad_answer_has_a_name_is_counted_and_never_reaches_the_rule(what: str, reason: str) -> None:
+    rounds = begun(Scripted({10: (0, always(what)), 11: (1, always()), 12: (2, always())}), 3)
+    with within(0.15):  # nobody waits for one that has answered
+        record = rounds.round(1, EXTRA, judge=False)
+    assert weights(rounds) == [1.5] * 3
+    assert (record["refused"], record["reasons"]) == ([1, 0, 0], {reason: 1})
+    assert record["kept.policy"] == [None, 1, 1]
+
+
+def test_the_deadline_does_not_wait_for_the_slow_whose_answer_is_late_then() -> None:
+    grid = Scripted({10: (0, lambda number: 0.3 if number == 1 else "answer"), 11: (1, always()), 12: (2, always())})
+    rounds = begun(grid, 3)
+    first = rounds.round(1, EXTRA, judge=False)
+    assert (first["missed"], first["late"]) == ([1, 0, 0], [0, 0, 0])
+    assert weights(rounds) == [1.5] * 3
+    time.sleep(0.2)
+    second = rounds.round(2, EXTRA, judge=False)
+    assert (second["missed"], second["late"]) == ([0, 0, 0], [1, 0, 0])
+    assert weights(rounds) == [2.5] * 3
+
+
+def test_below_quorum_a_round_waits_says_for_whom_and_ends() -> None:
+    rounds = begun(Scripted({10: (0, always()), 11: (1, always("silent")), 12: (2, always("nan"))}), 3, quorum=0.6)
+    with within(2.0), pytest.raises(QuorumError, match=r"1 of the 2 answers .* from agents 1, 2") as caught:
+        rounds.round(1, EXTRA, judge=False)
+    assert isinstance(caught.value, Failure)
+    assert weights(rounds) == [0.0] * 3
+
+
+def test_a_quorum_that_comes_back_ends_the_wait() -> None:
+    """Below quorum; a killed node returns under another id, is asked at once, and the round goes on."""
+    grid = Scripted({10: (0, always()), 11: (1, always("silent"))})
+    rounds = begun(grid, 2, quorum=1.0, **{"give-up-s": 5.0})
+    born = time.monotonic()
+
+    class Reborn(dict[int, Any]):
+        def __iter__(self) -> Iterator[int]:
+            return iter([10, 99] if time.monotonic() - born > 0.4 else [10, 11])
+
+    grid.nodes = Reborn(grid.nodes | {99: (1, always())})
+    with within(2.0):
+        record = rounds.round(1, EXTRA, judge=False)
+    assert record["kept.policy"] == [1, 1]
+    assert rounds.members == {0: 10, 1: 99}
+
+
+def test_nobody_waits_for_a_node_that_is_gone() -> None:
+    grid = Scripted({10: (0, always()), 11: (1, always("silent")), 12: (2, always())})
+    rounds = begun(grid, 3, **{"deadline-s": 5.0, "give-up-s": 9.0})
+    del grid.nodes[11]
+    time.sleep(0.03)
+    with within(1.0):
+        record = rounds.round(1, EXTRA, judge=False)
+    assert record["missed"] == [0, 1, 0]
+    assert 1 not in rounds.members
+
+
+def test_a_node_may_join_later() -> None:
+    grid = Scripted({10: (0, always()), 11: (1, always())})
+    rounds = begun(grid, 3)
+    assert rounds.round(1, EXTRA, judge=False)["kept.policy"] == [1, 1, None]
+    grid.nodes[12] = (2, always())
+    time.sleep(0.03)
+    rounds.round(2, EXTRA, judge=False)
+    assert rounds.round(3, EXTRA, judge=False)["kept.policy"] == [1, 1, 1]
+
+
+def test_who_fails_often_is_left_out_and_let_back_in() -> None:
+    grid = Scripted({10: (0, lambda number: "nan" if number < 5 else "answer"), 11: (1, always()), 12: (2, always())})
+    rounds = begun(grid, 3, patience=2, **{"leave-out": 2})
+    out = [rounds.round(number, EXTRA, judge=False)["left-out"][0] for number in range(1, 8)]
+    #      spoiled twice, out for two, back: well
+    assert out == [0, 0, 1, 1, 0, 0, 0]
+    assert [agent for number, agent in grid.trained if number in (3, 4)] == [1, 2, 1, 2]
+    assert rounds.health.strikes == {}
+
+
+def test_an_unreliable_agent_is_asked_rather_than_losing_the_quorum() -> None:
+    grid = Scripted({10: (0, lambda number: "nan" if number == 1 else "answer"), 11: (1, always())})
+    rounds = begun(grid, 2, patience=1, quorum=0.5, **{"leave-out": 5})
+    rounds.round(1, EXTRA, judge=False)
+    rounds.config = build(FederationConfig, {"quorum": 1.0, "deadline-s": 0.2})
+    assert rounds.round(2, EXTRA, judge=False)["left-out"] == [0, 0]
+
+
+def test_a_fraction_of_the_agents_is_drawn_from_the_seed() -> None:
+    asked = []
+    for _ in range(2):
+        grid = Scripted({10 + k: (k, always()) for k in range(10)})
+        rounds = begun(grid, 10, fraction=0.3)
+        for number in range(1, 21):
+            rounds.round(number, EXTRA, judge=False)
+        asked.append(grid.trained)
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 60
+    assert {agent for _, agent in asked[0]} == set(range(10))
+
+
+def test_a_federation_begins_without_those_that_do_not_come_and_never_without_a_quorum() -> None:
+    assert begun(Scripted({10: (0, always()), 11: (1, always())}), 3).members == {0: 10, 1: 11}
+    with within(3.0), pytest.raises(QuorumError, match="agents 1, 2 did not come"):
+        begun(Scripted({10: (0, always())}), 3, **{"give-up-s": 0.3})
+
+
+@pytest.mark.parametrize(("name", "value"), [("layout", 78), ("app", "another")])
+def test_a_node_with_other_weights_or_other_code_is_not_a_member(name: str, value: Any) -> None:
+    grid = Scripted({10: (0, always())})
+    setattr(grid, name, value)
+    with pytest.raises(QuorumError):
+        begun(grid, 1, **{"give-up-s": 0.2})
+
+
+def test_somebody_asks_to_stop_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds_module, "_STOP_S", 0.1)
+    asked = [False]
+    rounds = begun(
+        Scripted({10: (0, always("silent"))}), 1, lambda: asked[0], **{"deadline-s": 60.0, "give-up-s": 60.0}
+    )
+    asked[0] = True
+    with within(2.0), pytest.raises(Interrupted):
+        rounds.round(1, EXTRA, judge=False)
+
+
+def test_the_ledger_says_where_the_time_went() -> None:
+    rounds = begun(Scripted({10: (0, always(0.1))}), 1, **{"deadline-s": 5.0})
+    record = rounds.round(1, EXTRA, judge=True)
+    parts = [record[f"{name}_s"] for name in ("serialising", "waiting", "working", "aggregating", "judging")]
+    assert 0.09 < record["waiting_s"] < record["round_s"]
+    np.testing.assert_allclose(sum(parts), record["round_s"], atol=0.02)
