@@ -298,7 +298,7 @@ class FleetLink:
                 for name, one in objects.items()
                 if name in missing
             )
-            return all([answer.stored for answer in self._together("PushObject", pushes)])
+            return all(answer.stored for answer in self._together("PushObject", pushes))
 
     def done(self, message: Message) -> None:
         """The SuperLink may drop the message."""

@@ -1,7 +1,7 @@
 """The long-lived node: agents that stay in memory, and serve a SuperLink for as many runs as come.
 
-One loop looks after every agent in turn: ask the SuperLink for a message, answer it, send the reply. One agent learns at
-a time. A second thread only shows the SuperLink that the node lives, also while an agent learns for minutes.
+One loop looks after every agent in turn: ask the SuperLink for a message, answer it, send the reply. One agent learns
+at a time. A second thread only shows the SuperLink that the node lives, also while an agent learns for minutes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,69 @@
+"""A node whose agents echo, as a process: ``python -m tests.client.echo SUPERLINK AGENTS STATE [APP [OPTION=VALUE...]]``.
+
+APP is the digest that it claims to be installed with: that of a test's own small app, which holds none of our packages.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from cli.node import parse_agents
+from client.fleet_link import Address
+from client.node import Node
+from core.errors import Failure, Mistake
+
+
+class Echo:
+    """Sends arrays back, does what a message asks for, counts messages, and keeps the count on disk."""
+
+    def __init__(self, number: int, flat: Any, run: str, state: Path) -> None:
+        self.number, self.path = number, state / f"{run}-{number}"
+        self.count = int(self.path.read_text()) if self.path.exists() else 0
+
+    def answer(self, message: Message) -> RecordDict:
+        do, _, what = str(message.content.config_records["ask"]["do"]).partition(":")
+        if do == "sleep":
+            time.sleep(float(what))
+        if do == "refuse":
+            raise Mistake(what)
+        if do == "break":
+            raise KeyError(what)
+        self.count += 1
+        said = ConfigRecord({"agent": self.number, "count": self.count})
+        return RecordDict({"said": said, **message.content.array_records})
+
+    def save(self) -> None:
+        self.path.write_text(str(self.count))
+
+    def close(self) -> None:
+        pass
+
+
+def main(superlink: str, agents: str, state: str, app: str = "", *options: str) -> None:
+    given = {name: json.loads(value) for name, _, value in (option.partition("=") for option in options)}
+    address = Address(superlink, insecure=True, max_bytes=given.pop("max_bytes", 256 * 2**20))
+    node = Node(
+        address,
+        parse_agents(agents),
+        Echo,
+        lambda flat, run_id: str(flat["name"]),
+        Path(state),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        **given,
+    )
+    node.app = app or node.app
+    node.serve()
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Failure as failure:
+        print(failure, file=sys.stderr)
+        sys.exit(1)
