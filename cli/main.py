@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.look import evaluate, plot, table
+from cli.node import node
 from cli.screen import Settings, say
 from core.errors import Failure, Mistake
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("eval")(evaluate)
 app.command()(plot)
 app.command()(table)
+app.command()(node)
 
 
 @app.command()
@@ -133,3 +135,7 @@ def main() -> None:
         words = "there is not enough memory for this run" if isinstance(error, MemoryError) else str(error)
         say.print(f"[red]fedrl:[/red] {escape(words)}", soft_wrap=True)
         sys.exit(2 if isinstance(error, Mistake) else 1)
+
+
+if __name__ == "__main__":
+    main()
