@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numba import njit
 from numpy.typing import NDArray
 
@@ -133,33 +132,20 @@ class MLP:
 
 
 # Thin matrices gain nothing from units for bf16 and stay in float32.
-_BF16_UNITS = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 _THIN = 16
 
 
 def _product(a: F32, b: F32, out: F32, precision: str) -> None:
-    """out = a @ b. bf16 means: factors rounded to bf16, sums in float32.
-
-    The BLAS under numpy uses what the processor has for float32; torch knows its units for bf16. Where there are none,
-    the factors are rounded all the same: a conf means the same on every machine of a fleet, and is only slower on some.
-    """
+    """out = a @ b. The BLAS under numpy uses what the processor has for float32."""
     if a.shape[-1] == 1:
         lead = out.shape[:-2]
         _outer(_flat(a[..., 0], lead), _flat(b[..., 0, :], lead), out.reshape(-1, *out.shape[-2:]))
     elif precision == "float32" or min(a.shape[-1], b.shape[-1]) < _THIN:
         np.matmul(a, b, out=out)
-    elif not _BF16_UNITS:
-        np.matmul(_rounded(a), _rounded(b), out=out)
     else:
-        products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch makes it at import
-        before, products.fp32_precision = products.fp32_precision, "bf16"
-        torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
-        products.fp32_precision = before  # it is the whole process's, and others did not ask for bf16
+        from agents import bfloat  # torch takes seconds to import, which only those wait for who ask for bf16
 
-
-def _rounded(x: F32) -> F32:
-    near: F32 = torch.from_numpy(x).bfloat16().float().numpy()
-    return near
+        bfloat.product(a, b, out)
 
 
 def _flat(x: F32, lead: tuple[int, ...]) -> F32:

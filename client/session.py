@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -80,7 +79,10 @@ class Session(Rows):
     def __init__(self, config: PartyConfig, numbers: Sequence[int] | None = None, render: bool = False) -> None:
         self.config = config
         self.numbers = list(range(config.agents)) if numbers is None else list(numbers)
-        torch.set_num_threads(config.threads)
+        if config.algorithm == "td3" and config.td3.precision != "float32":
+            import torch  # only products in bf16 need it, and it takes seconds
+
+            torch.set_num_threads(config.threads)
         threadpool_limits(config.threads)
         seeds = agent_seeds(config.seed, self.numbers)
         self.worlds = make_worlds(config.world, seeds, self.numbers, render)

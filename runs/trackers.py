@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,17 +21,24 @@ class Trackers:
         self._wandb = _started(path, conf) if wandb else None
         self._board: Any = None
         if tensorboard:
-            # Here and not above: it takes a second, which a run without it need not wait.
-            from torch.utils.tensorboard import SummaryWriter
+            # Here and not above: a run without it need not wait for it.
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self._board = SummaryWriter(str(path / "tensorboard"), purge_step=since + 1 if since else None)
+            self._board = EventFileWriter(str(path / "tensorboard"))
+            if since:
+                from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+                self._board.add_event(Event(step=since + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One round, at the agents' mean step count."""
         at, found = int(np.mean(record["steps"])), scalars(record)
         if self._board is not None:
-            for name, value in found.items():
-                self._board.add_scalar(name, value, at)
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in found.items()]
+            self._board.add_event(Event(wall_time=time.time(), step=at, summary=Summary(value=values)))
         if self._wandb is not None:
             self._wandb.log(found | {"steps": at})
 

@@ -8,10 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable import inflatable_utils
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.run import Run
-from flwr.superlink.grid import GrpcGrid, grpc_grid
 
 from agents.fleet import Fleet
 from client.answers import answer, exchangeable
@@ -82,8 +79,12 @@ def quicken(grid: Grid, fleet: Fleet) -> None:
     A reply is announced before its objects have come; Flower then waits a second, we a hundredth. The waiting times
     are bound where its function is defined, so the function is what has to be replaced.
     """
-    if not isinstance(grid, GrpcGrid):
+    if isinstance(grid, LocalGrid):
         return
+    # Here and not above: a database's library comes with it, two seconds that the local engine need not wait.
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.superlink.grid import grpc_grid
+
     limit = sum(4 * rows.shape[1] for rows in exchangeable(fleet).values()) + _WORDS
 
     def pull(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
@@ -94,7 +95,7 @@ def quicken(grid: Grid, fleet: Fleet) -> None:
             found = pull_object_fn(name)
             came += len(found)
             if came > limit:
-                raise ObjectPullError(name, f"{OVERSIZED}: more than {limit:,} bytes")
+                raise inflatable_utils.ObjectPullError(name, f"{OVERSIZED}: more than {limit:,} bytes")
             return found
 
         return inflatable_utils.pull_objects(

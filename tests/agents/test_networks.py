@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import networks
+from agents import bfloat, networks
 from agents.networks import MLP, Tape
 from core.streams import Streams
 from tests.agents.slow import mlp, row_of
@@ -174,7 +174,7 @@ def test_bf16_is_float32_to_bf16_precision(lead):
 
 def test_bf16_does_not_reach_other_products(monkeypatch):
     """Asking for bf16 in one network leaves the products of everybody else in the process as they were."""
-    monkeypatch.setattr(networks, "_BF16_UNITS", True)
+    monkeypatch.setattr(bfloat, "_UNITS", True)
     products = torch.backends.mkldnn.matmul
     before = products.fp32_precision
     try:
