@@ -252,14 +252,17 @@ def test_a_superlink_killed_and_restarted_on_its_database(project: Path, tmp_pat
     with superlink(home, database=tmp_path / "state.db") as link, Control(link.control) as control:
         going = control.submit(project, {"what": "sleep", "file": str(files[0])})
         until(control, going, lambda status: files[0].exists())
+        (serverapp,) = (pid for pid in of(home) if "flwr-serverapp" in launch.command(pid))
         waiting = control.submit(project, {"file": str(files[1])})
         link.process.kill()
-        # SuperExec and the ServerApp look for their parent five times a second.
-        assert wait(lambda: not of(home), 30)
+        link.process.wait()  # a zombie would still count as a parent
+        # Each looks for its parent five times a second; the ServerApp then spends 10 s on last words to nobody.
+        assert wait(lambda: serverapp not in of(home), 40)
+    assert not of(home)
     again = superlink(home, database=tmp_path / "state.db", fleet=link.fleet, control=link.control)
     with again as link, Control(link.control) as control:
         assert control.status(going) == ("running", "", "")  # nobody is there, and nobody will be
-        until(control, waiting, lambda status: status.over, 60)
+        until(control, waiting, lambda status: status.over, 100)
         new = control.submit(project, {"file": str(files[2])})
         assert until(control, new, lambda status: status.over).sub_status == "completed"
         assert until(control, going, lambda status: status.over, 80) == (
