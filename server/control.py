@@ -42,6 +42,7 @@ class Control:
 
     def __init__(self, address: str, root_certificates: Path | None = None) -> None:
         self.address = address
+        self.how = "without TLS" if root_certificates is None else "with TLS"
         roots = None if root_certificates is None else root_certificates.read_bytes()
         self.channel = create_channel(address, insecure=roots is None, root_certificates=roots)
         self.stub = ControlStub(self.channel)
@@ -93,7 +94,7 @@ class Control:
             yield
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise Failure(f"no SuperLink answers at {self.address}") from None
+                raise Failure(f"no SuperLink answers at {self.address} ({self.how})") from None
             known = FlowerError.from_json(error.details())
             said = known.public_details or known.message if known else error.details()
             raise Failure(f"the SuperLink at {self.address} refused: {said}") from None

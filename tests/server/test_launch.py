@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import signal
 import socket
 import subprocess
@@ -12,6 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from flwr.cli.build import build_fab_from_disk
 
 from core.errors import Failure, Mistake
@@ -163,6 +170,38 @@ def test_a_superlink_that_is_not_there(project: Path) -> None:
         for call in (lambda: control.submit(project, {}), lambda: control.status(1), lambda: control.stop(1)):
             with pytest.raises(Failure, match=f"no SuperLink answers at {address}"):
                 call()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of this machine that signs itself, and its key."""
+    key, name = ec.generate_private_key(ec.SECP384R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "here")])
+    today = datetime.datetime.now(datetime.UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, today, today + datetime.timedelta(1), [])
+    signed = builder.add_extension(here, critical=False).sign(key, hashes.SHA256())
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(signed.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return paths
+
+
+def test_tls_and_authentication_of_nodes(project: Path, tmp_path: Path) -> None:
+    public, secret = certificate(tmp_path)
+    options = [
+        "--ssl-ca-certfile",
+        public,
+        "--ssl-certfile",
+        public,
+        "--ssl-keyfile",
+        secret,
+        "--enable-supernode-auth",
+    ]
+    with superlink(tmp_path / "home", options=list(map(str, options))) as link:
+        with Control(link.control, public) as control:
+            run = control.submit(project, {"file": str(tmp_path / "file")})
+            assert until(control, run, lambda status: status.over).sub_status == "completed"
+        with Control(link.control) as control, pytest.raises(Failure, match=r"answers at .* \(without TLS\)"):
+            control.status(run)
 
 
 def test_ctrl_c_leaves_nothing_not_even_a_serverapp(project: Path, tmp_path: Path) -> None:
