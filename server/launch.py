@@ -20,8 +20,9 @@ from subprocess import DEVNULL, STDOUT, Popen
 from core.errors import Failure
 
 START_S = 60.0  # until a SuperLink serves; 2 s on an idle machine
-LEAVE_S = 3.0  # until a ServerApp whose run is over has left; it takes 1 s
-END_S = 10.0  # until what was told to stop is gone; Flower itself ends its processes by force after 5 s
+LEAVE_S = 4.0  # until a ServerApp whose run is over has left; it takes 1 s
+FLOWER_END_S = 5.0  # until Flower's processes end when told to; 0.5 s, or never
+END_S = 10.0  # until a node of ours has saved its state and ended
 
 # Without these Flower reports home, looks for updates, and installs packages over those we were tested with.
 QUIET = {
@@ -81,7 +82,7 @@ def superlink(
         # A signal to a ServerApp that is leaving locks it up, in Flower's exit handlers.
         if sys.exc_info()[0] is not KeyboardInterrupt:
             wait(lambda: not any("flwr-serverapp" in command(pid) for pid in marked(mark)), LEAVE_S)
-        end(lambda: marked(mark) | running([process]))
+        end(lambda: marked(mark) | running([process]), FLOWER_END_S)
 
 
 def ready(process: Popen[bytes], log: Path, before: int) -> SuperLink:
@@ -119,7 +120,7 @@ def processes() -> Iterator[list[Popen[bytes]]]:
     finally:
         try:
             # Only the process itself is told: its workers are its own to stop, after their state is saved.
-            end(lambda: running(started))
+            end(lambda: running(started), END_S)
         finally:
             for process in started:
                 with suppress(ProcessLookupError, PermissionError):  # nobody is left
@@ -168,14 +169,14 @@ def command(pid: int) -> str:
         return ""
 
 
-def end(alive: Callable[[], set[int]]) -> None:
+def end(alive: Callable[[], set[int]], seconds: float) -> None:
     """Tells processes to stop, waits, and kills those that stay; a second Ctrl-C kills them at once."""
     try:
         send(alive(), signal.SIGTERM)
-        wait(lambda: not alive(), END_S)
+        wait(lambda: not alive(), seconds)
     finally:
         send(alive(), signal.SIGKILL)
-        wait(lambda: not alive(), END_S)
+        wait(lambda: not alive(), seconds)
 
 
 def send(pids: set[int], number: signal.Signals) -> None:

@@ -76,9 +76,7 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.SuperLink]
     home = tmp_path_factory.mktemp("home")
     with superlink(home) as link:
         yield link
-        begun = time.monotonic()
     assert not of(home)
-    assert time.monotonic() - begun < launch.LEAVE_S + 5  # nothing had to be killed
 
 
 def of(home: Path) -> set[int]:
