@@ -344,7 +344,8 @@ def after_mixing(rule: Rule, f: int) -> Rule:
 
 def _enough(rule: str, n: int, f: int) -> None:
     if n < (needed := NEEDS[rule](f)):
-        raise TooFewError(f"{rule} needs at least {needed} rows to survive {f} liars, and there are {n}")
+        rows = "one row" if needed == 1 else f"{needed} rows"
+        raise TooFewError(f"{rule} needs at least {rows} to survive f = {f} liars, and there are {n}")
 
 
 def _mean_of(cloud: Cloud, members: I64, notes: dict[str, float]) -> Verdict:
