@@ -32,7 +32,7 @@ from strategies.messages import RefusedError
 
 Flat = Mapping[str, bool | int | float | str]
 
-FAST_S = 0.003  # the shortest pause between two questions
+FAST_S = 0.005  # the shortest pause between two questions
 SHARE = 0.02  # a pause is this share of the silence so far: nobody waits 2 % longer because we do not ask all the time
 LIVE_S = 0.25  # the longest pause while a run is live
 IDLE_S = 2.0  # and while none is
@@ -188,19 +188,20 @@ class Node:
     def _handle(self, agent: Agent, message: Message, tree: ObjectTree) -> None:
         begun, run_id = time.perf_counter(), message.metadata.run_id
         try:
-            reply = self._reply(agent, message, tree)
+            reply, whole = self._reply(agent, message, tree)
             if not agent.link.reply(reply, time.perf_counter() - begun):
                 self.say(f"agent {agent.number}: a reply was not taken, it came too late")
-            agent.link.done(message)
+            if whole:  # otherwise the server may still be sending: what is left goes when the run ends
+                agent.link.done(message)
         except RunOver:
             self._forget(agent, [run_id])
         else:
             if run_id in agent.runs:
                 agent.runs[run_id].heard = time.monotonic()
 
-    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> Message:
-        """The party's answer, or one sentence on why there is none."""
-        code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> tuple[Message, bool]:
+        """The party's answer, or one sentence on why there is none; and whether the message came whole."""
+        whole, code = None, ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         try:
             run = self._run(agent, message.metadata.run_id)
             if not run.refused:
@@ -210,7 +211,7 @@ class Node:
                 content = party.answer(whole)
                 self._answering = None
                 agent.said = ""
-                return Message(content, reply_to=message)
+                return Message(content, reply_to=message), True
             code, reason = ErrorCode.INVALID_FAB, run.refused
         except (Unreachable, Forgotten, RunOver):
             raise
@@ -225,7 +226,7 @@ class Node:
         if reason != agent.said:
             self.say(f"agent {agent.number}: {reason}")
             agent.said = reason
-        return Message(Error(code, reason[:1000]), reply_to=message)
+        return Message(Error(code, reason[:1000]), reply_to=message), whole is not None
 
     # Runs.
 
