@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cli.screen import Settings, say
 from core.errors import Mistake
+
+Places = Annotated[list[Path], typer.Argument(help="Runs, or directories that hold runs, such as a sweep's.")]
 
 
 def evaluate(
@@ -20,16 +25,17 @@ def evaluate(
     video: Annotated[Path | None, typer.Option(help="Film an episode: an .mp4 or a .gif.")] = None,
     agent: Annotated[int, typer.Option(help="Whom to film.", min=0)] = 0,
     settings: Settings = None,
+    best: Annotated[bool, typer.Option("--best", help="The weights of the best round, not of the last.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Judge the agents of a run again, in its world or (--set world...) in another."""
-    import numpy as np
-
     from client.session import RunConfig, Session
     from core.config import build, override
     from core.streams import Streams
     from envs.video import record
     from runs import checkpoints
     from runs.directory import RunDirectory
+    from runs.figures import spread
 
     directory = RunDirectory.open(run)
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
@@ -37,18 +43,26 @@ def evaluate(
     config = build(RunConfig, values)
     if agent >= config.agents:
         raise Mistake(f"the run has agents 0 to {config.agents - 1}, not {agent}")
-    learned, _ = checkpoints.load(directory.weights)
+    if best and not directory.best.exists():
+        raise Mistake(f"{run} has no {directory.best.name}: nobody was judged before its weights were saved")
+    weights = directory.best if best else directory.weights
+    learned, _ = checkpoints.load(weights)
     session = Session(config, render=video is not None)
     try:
         session.fleet.load_learned(learned)
         records = directory.read_metrics()
         if records:
             session.worlds.steps[...] = records[-1]["steps"]
-        rows = Table("agent", "mean return", "std", "worst", "best", box=None)
-        for k, returns in enumerate(session.evaluate()):
-            figures = (np.mean(returns), np.std(returns), np.min(returns), np.max(returns))
-            rows.add_row(str(k), *(f"{figure:.1f}" for figure in figures))
-        Console().print(rows)
+        judged = session.evaluate()
+        agents = [spread(returns) for returns in judged]
+        if as_json:
+            about = {"run_dir": str(run), "weights": weights.name, "episodes": episodes}
+            print(json.dumps(about | spread(judged) | {"agents": agents}))
+        else:
+            rows = Table("agent", "mean return", "std", "worst", "best", box=None)
+            for k, one in enumerate(agents):
+                rows.add_row(str(k), *(f"{value:.1f}" for value in one.values()))
+            Console().print(rows)
         if video is not None:
             streams = Streams(session.fleet.seeds, "film", lanes=session.worlds.copies)
             explore = config.evaluate == "sampled"
@@ -59,48 +73,207 @@ def evaluate(
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of runs, drawn into one picture.")],
+    runs: Places,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("curves.png"),
     metric: Annotated[str, typer.Option(help="Any per-agent metric of metrics.jsonl.")] = "return",
-    x: Annotated[str, typer.Option(help="steps, trajectories or wall_s.")] = "steps",
+    x: Annotated[str, typer.Option(help="steps, trajectories, bytes or wall.")] = "steps",
+    each: Annotated[bool, typer.Option("--each", help="Also draw every run of a group, thin.")] = False,
 ) -> None:
-    """Curves of runs: interquartile mean over the agents with a 95% bootstrap band."""
-    from runs import plots
+    """Curves: runs that differ by their seed alone are one, their interquartile mean with a 95% bootstrap band.
 
-    if x not in ("steps", "trajectories", "wall_s"):
-        raise Mistake(f"--x is one of steps, trajectories, wall_s, not '{x}'")
-    records = read(runs)
-    for name, found in records.items():
-        if x not in found[0]:
-            raise Mistake(f"the run {name} counts no {x}")
-    plots.curves(out, records, metric=metric, x=x)
-    say.print(f"drawn: {out}")
+    A run that is alone of its kind is drawn over its agents. Runs of a group are compared where all of them have been:
+    from where the last one begins to where the first one ends.
+    """
+    from runs import plots
+    from runs.figures import curve
+
+    if x not in plots.AXES:
+        raise Mistake(f"--x is one of {', '.join(plots.AXES)}, not '{x}'")
+    found = {}
+    for label, group in grouped(read(runs)).items():
+        try:
+            found[label] = one = curve([run.records for run in group], metric, x)
+        except Mistake as error:
+            raise Mistake(f"{label}: {error}") from None
+        if one.at[-1] < 0.9 * one.furthest:
+            note(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
+    plots.draw(out, found, metric=metric, x=x, each=each)
+    note(f"drawn: {out}")
 
 
 def table(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of runs, a line each.")],
+    runs: Places,
     out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="A line for all runs that differ by their seed alone.")
+    ] = False,
 ) -> None:
-    """What runs came to: the last judged return over their agents."""
+    """What runs came to: the last judged return of each over its agents, or (--group) over the seeds of a conf."""
     from runs import figures
 
-    found = {name: figures.final(records) for name, records in read(runs).items()}
-    rows = Table("run", "agents", "steps", "mean", "std", "worst", "best", "seconds", box=None)
-    for name, one in found.items():
-        columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
-        rows.add_row(name, *(f"{one[column]:,}" for column in columns))
-    Console().print(rows)
+    there, found = read(runs), dict[str, Any]()
+    if group:
+        found = {label: over_seeds(members) for label, members in grouped(there).items()}
+        show_groups("conf", found)
+    else:
+        rows = Table("run", "agents", "steps", "mean", "std", "worst", "best", "seconds", box=None)
+        for run in there:
+            try:
+                found[run.name] = one = figures.final(run.records)
+            except Mistake as error:
+                raise Mistake(f"{run.name}: {error}") from None
+            columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
+            rows.add_row(escape(run.name), *(f"{one[column]:,}" for column in columns))
+        Console().print(rows)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def read(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The metrics of runs by name; a run without any is a mistake."""
+# Runs and their groups ------------------------------------------------------------------------------------------------
+
+# Keys that make no other experiment: runs that differ in nothing else are seeds of one conf.
+SAME = ("seed", "engine", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "threads")
+
+# What is said first of runs that differ in much.
+TELLING = ("algorithm", "strategy", "world.id")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is there: its name beside the others, its conf by dotted keys, its records."""
+
+    name: str
+    conf: Mapping[str, str]
+    records: list[dict[str, Any]]
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """What makes it the experiment that it is."""
+        return {key: value for key, value in self.conf.items() if key not in SAME}
+
+
+def read(places: list[Path]) -> list[Run]:
+    """The runs in these places. One that was named must have metrics; below a directory, those without are left out."""
+    from agents import FLEETS
+    from client.session import RunConfig
+    from core.config import nested
     from runs.directory import RunDirectory
 
-    plain = len({run.name for run in runs}) == len(runs)
-    records = {run.name if plain else str(run): RunDirectory.open(run).read_metrics() for run in runs}
-    for name, found in records.items():
-        if not found:
+    paths: dict[Path, bool] = {}
+    for place in places:
+        if RunDirectory(place).conf.exists():
+            paths[place] = True
+            continue
+        below = [conf.parent for conf in place.rglob(RunDirectory(place).conf.name)]
+        if not below:
+            raise Mistake(f"{place} holds no run (no {RunDirectory(place).conf.name} in it or below it)")
+        for path in sorted(below, key=lambda path: (path.parent, len(path.name), path.name)):
+            paths.setdefault(path, False)
+    plain = len({path.name for path in paths}) == len(paths)
+    defaults, found = dict(leaves(nested(RunConfig()))), []
+    for path, named in paths.items():
+        directory = RunDirectory(path)
+        name = path.name if plain else str(path)
+        records = directory.read_metrics() if named or directory.metrics.exists() else []
+        if records:
+            # Older runs do not know newer keys: what those do by default is what they did.
+            conf = defaults | dict(leaves(directory.read_conf()))
+            others = set(FLEETS) - {conf["algorithm"]}  # their keys are in the conf, and mean nothing
+            conf = {key: value for key, value in conf.items() if key.partition(".")[0] not in others}
+            found.append(Run(name, conf, records))
+        elif named:
             raise Mistake(f"the run {name} has no metrics yet")
-    return records
+        else:
+            note(f"left out, it has no metrics yet: {name}")
+    if not found:
+        raise Mistake("none of the runs has metrics yet")
+    return found
+
+
+def leaves(table: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a conf as text, by its dotted key."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{where}{key}.")
+        else:
+            yield where + key, value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def grouped(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of the same conf but for the seed, under what tells their conf from the others."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if group[0].kind == run.kind:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    for group in groups:
+        seeds = [run.conf["seed"] for run in group]
+        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            names = ", ".join(run.name for run in group if run.conf["seed"] in twice)
+            note(f"counted as different seeds, though seed {', '.join(twice)} is there more than once: {names}")
+    if len(groups) == 1:
+        first = groups[0][0]
+        return {
+            first.name if len(groups[0]) == 1 else f"{first.conf['algorithm']}, {first.conf['world.id']}": groups[0]
+        }
+    return dict(zip(labels([group[0].kind for group in groups]), groups, strict=True))
+
+
+def labels(confs: list[dict[str, str]], most: int = 4) -> list[str]:
+    """What differs between confs; where that is much, as many of its keys as tell any two apart."""
+    every = dict.fromkeys([*TELLING, *(key for conf in confs for key in conf)])
+    keys = [key for key in every if kinds(confs, [key]) > 1]
+    if len(keys) > most:
+        telling: list[str] = []
+        for key in keys:
+            if kinds(confs, [*telling, key]) > kinds(confs, telling):
+                telling.append(key)
+        keys = telling
+    have = [", ".join(f"{key}={conf[key]}" for key in keys if key in conf) for conf in confs]
+    return [words or ", ".join(f"no {key}" for key in keys) for words in have]
+
+
+def kinds(confs: list[dict[str, str]], keys: list[str]) -> int:
+    """How many kinds of confs there are for somebody who sees only these keys."""
+    return len({tuple(conf.get(key) for key in keys) for conf in confs})
+
+
+def over_seeds(group: list[Run]) -> dict[str, Any]:
+    """The figures of a group by seed, or by name where a seed is there twice."""
+    from runs import figures
+
+    seeds = {run.conf["seed"]: run.records for run in group}
+    return figures.over_seeds(seeds if len(seeds) == len(group) else {run.name: run.records for run in group})
+
+
+def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
+    """A line per group of seeds."""
+    rows = Table(
+        head, "seeds", "mean", "std", "interquartile mean", "95% band", "worst (seed)", "env steps", "seconds", box=None
+    )
+    for label, one in found.items():
+        words = ["-"] * 5
+        if one["seeds"]:
+            mean, std, middle, low, high, worst = (
+                short(one[name]) for name in ("mean", "std", "iqm", "low", "high", "worst")
+            )
+            words = [mean, std, middle, f"{low} to {high}", f"{worst} ({one['worst_seed']})"]
+        cost = (f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}")
+        rows.add_row(escape(label), str(one["seeds"]), *words, *cost)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 200)  # a file has room
+    console.print(rows)
+
+
+def short(value: float) -> str:
+    """Returns are hundreds in one world and hundredths in another."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def note(words: str) -> None:
+    """Brackets of a conf are no markup."""
+    say.print(words, markup=False, soft_wrap=True)

@@ -1,8 +1,9 @@
-"""What a run comes to, in figures: over its agents, which are its seeds."""
+"""What runs come to, in figures: over the agents of one run, over the seeds of several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,103 @@ def series(records: Records, metric: str) -> F64:
     return values
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What a line of a picture is made of: (agents or seeds, points) of a metric, at these positions."""
+
+    at: F64
+    rows: F64
+    of: str  # what a row is: agents or seeds
+    furthest: float  # where the longest run ends; rows end where the shortest does
+
+
+def curve(runs: Sequence[Records], metric: str = "return", x: str = "steps") -> Curve:
+    """The curve of one run has a row per agent; that of several, one per run: the mean over its agents.
+
+    Runs meet at common positions: all positions of any of them between where the last one begins and where the first
+    one ends, evenly spaced ones where these are many. Between its own positions a run is a straight line.
+    """
+    lines = [_measured(records, metric, x) for records in runs]
+    furthest = max(float(at[-1]) for at, _ in lines)
+    if len(lines) == 1:
+        return Curve(*lines[0], "agents", furthest)
+    at = _common([at for at, _ in lines])
+    means = [np.interp(at, own, np.nanmean(values, axis=0)) for own, values in lines]
+    return Curve(at, np.stack(means), "seeds", furthest)
+
+
+def _measured(records: Records, metric: str, x: str) -> tuple[F64, F64]:
+    """Positions and values (agents, points) of the rounds in which anybody's metric was measured."""
+    values = series(records, metric)
+    some = np.isfinite(values).any(axis=0)
+    if not some.any():
+        raise Mistake(f"the run has no '{metric}' yet: nothing was measured in {len(records)} rounds")
+    return positions(records, x)[some], values[:, some]
+
+
+def _common(own: Sequence[F64], most: int = 200) -> F64:
+    low, high = max(at[0] for at in own), min(at[-1] for at in own)
+    if low > high:  # one ends before another begins: a point between them, where each is what it was nearest to it
+        return np.array([(low + high) / 2])
+    every = np.unique(np.concatenate(own))
+    inside = every[(every >= low) & (every <= high)]
+    return inside if len(inside) <= most else np.linspace(low, high, most)
+
+
+def positions(records: Records, x: str) -> F64:
+    """Where every record stands: steps or trajectories of an agent (their mean), bytes of all agents, seconds."""
+    if x == "wall":
+        return np.array([record["wall_s"] for record in records])
+    if x == "bytes":
+        sent: F64 = np.nansum(series(records, "bytes_up") + series(records, "bytes_down"), axis=0)
+        return np.cumsum(sent)
+    counts = series(records, x)
+    counts[:, 0] = np.nan_to_num(counts[:, 0])
+    # They only grow, so an agent that was not heard of stands where it stood.
+    stood: F64 = np.fmax.accumulate(counts, axis=1)
+    return np.asarray(np.mean(stood, axis=0))
+
+
+def spread(values: F64) -> dict[str, float]:
+    """Mean, standard deviation (of these values, not of what they were drawn from), worst and best."""
+    figures = {"mean": values.mean(), "std": values.std(), "worst": values.min(), "best": values.max()}
+    return {name: float(figure) for name, figure in figures.items()}
+
+
 def final(records: Records) -> dict[str, Any]:
-    """The last judged returns of a run: of every agent, and how they spread."""
-    last = series(records, "return")[:, -1]
+    """The last judged returns of a run: of every agent, and how those that were judged spread."""
+    every = series(records, "return")
+    judged = np.flatnonzero(np.isfinite(every).any(axis=0))
+    if not len(judged):
+        raise Mistake("the run has judged nobody yet")
+    last = every[:, judged[-1]]
     return {
         "agents": len(last),
         "steps": int(np.mean(records[-1]["steps"])),
-        "mean": round(float(np.mean(last)), 1),
-        "std": round(float(np.std(last)), 1),
-        "worst": round(float(np.min(last)), 1),
-        "best": round(float(np.max(last)), 1),
-        "returns": [round(float(value), 1) for value in last],
+        **{name: round(value, 1) for name, value in spread(last[np.isfinite(last)]).items()},
+        "returns": [round(float(value), 1) if np.isfinite(value) else None for value in last],
         "wall_s": records[-1]["wall_s"],
+    }
+
+
+def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
+    """How runs that differ by their seed alone spread, by the final return of each; steps and seconds of all of them.
+
+    Of several runs with one seed each counts; runs that judged nobody cost, and say nothing.
+    """
+    finals = {seed: final_return(records) for seed, records in runs.items()}
+    known = {seed: value for seed, value in finals.items() if value is not None}
+    found: dict[str, Any] = {"seeds": len(known)}
+    if known:
+        values = np.array(list(known.values()))
+        low, high = bootstrap_band(values[:, None])
+        middle = {"iqm": interquartile_mean(values[:, None])[0], "low": low[0], "high": high[0]}
+        found |= {name: round(float(value), 4) for name, value in (spread(values) | middle).items()}
+        found["worst_seed"] = min(known, key=lambda seed: known[seed])
+    return found | {
+        "env_steps": sum(sum(records[-1]["steps"]) for records in runs.values()),
+        "wall_s": round(sum(records[-1]["wall_s"] for records in runs.values()), 3),
+        "returns": {seed: None if value is None else round(value, 4) for seed, value in finals.items()},
     }
 
 
@@ -68,6 +154,12 @@ def mean_return(record: Mapping[str, Any]) -> float:
     """The mean over the agents that were judged; minus infinity where nobody was."""
     judged = [value for value in record["return"] if value is not None and np.isfinite(value)]
     return float(np.mean(judged)) if judged else -np.inf
+
+
+def final_return(records: Records) -> float | None:
+    """The last mean return that was judged."""
+    returns = [value for value in map(mean_return, records) if np.isfinite(value)]
+    return returns[-1] if returns else None
 
 
 def summary(records: Records) -> dict[str, Any]:
@@ -78,7 +170,7 @@ def summary(records: Records) -> dict[str, Any]:
     return {
         "rounds": records[-1]["round"],
         "env_steps": sum(records[-1]["steps"]),
-        "final_return": returns[-1] if returns else None,
+        "final_return": final_return(records),
         "best_return": max(returns, default=None),
         "bytes_up": sum(sum(record["bytes_up"]) for record in records),
         "bytes_down": sum(sum(record["bytes_down"]) for record in records),

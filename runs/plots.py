@@ -5,16 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from core.errors import Mistake
-from runs.figures import Records, bootstrap_band, interquartile_mean, series
+from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean
 
 PICTURES = (".png", ".pdf", ".svg")
+AXES = {
+    "steps": "environment steps per agent",
+    "trajectories": "trajectories per agent",
+    "bytes": "bytes sent and received by all agents",
+    "wall": "seconds",
+}
 
 
-def curves(path: Path, runs: Mapping[str, Records], title: str = "", metric: str = "return", x: str = "steps") -> None:
-    """A metric of several runs: every agent thin, their interquartile mean thick with its 95% bootstrap band."""
+def curves(path: Path, runs: Mapping[str, Records], title: str = "") -> None:
+    """The returns of single runs."""
+    draw(path, {name: curve([records]) for name, records in runs.items()}, title)
+
+
+def draw(
+    path: Path,
+    found: Mapping[str, Curve],
+    title: str = "",
+    metric: str = "return",
+    x: str = "steps",
+    each: bool = False,
+) -> None:
+    """An interquartile mean per curve, with its 95% bootstrap band; agents thin behind it, seeds only if ``each``."""
     if path.suffix not in PICTURES:
         raise Mistake(f"a picture ends in {', '.join(PICTURES)}, not '{path.name}'")
     import matplotlib
@@ -23,18 +39,18 @@ def curves(path: Path, runs: Mapping[str, Records], title: str = "", metric: str
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for index, (name, records) in enumerate(runs.items()):
-        along = np.array([np.mean(record[x]) for record in records])
-        values, colour = series(records, metric), f"C{index}"
-        for row in values:
-            axes.plot(along, row, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(along, interquartile_mean(values), color=colour, linewidth=2, label=f"{name} ({len(values)} agents)")
-        if len(values) > 1:
-            low, high = bootstrap_band(values)
-            axes.fill_between(along, low, high, color=colour, alpha=0.2, linewidth=0)
-    label = {"steps": "environment steps per agent", "wall_s": "seconds", "trajectories": "trajectories per agent"}
-    axes.set(title=title, xlabel=label[x], ylabel=metric)
+    many = plt.get_cmap("turbo")
+    for index, (name, one) in enumerate(found.items()):
+        colour = f"C{index}" if len(found) <= 10 else many(index / (len(found) - 1))
+        for row in one.rows if each or one.of == "agents" else ():
+            axes.plot(one.at, row, color=colour, alpha=0.25, linewidth=0.8)
+        # A mark where there is one point: a line through it cannot be seen.
+        marker, label = "o" if len(one.at) == 1 else "", f"{name} ({len(one.rows)} {one.of})"
+        axes.plot(one.at, interquartile_mean(one.rows), color=colour, linewidth=2, marker=marker, label=label)
+        if len(one.rows) > 1:
+            axes.fill_between(one.at, *bootstrap_band(one.rows), color=colour, alpha=0.2, linewidth=0)
+    axes.set(title=title, xlabel=AXES[x], ylabel=metric)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", title="interquartile mean, 95% bootstrap")
+    axes.legend(loc="best", title="interquartile mean, 95% bootstrap", fontsize=None if len(found) <= 5 else "x-small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,0 +1,124 @@
+"""Figures of runs against numbers worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.errors import Mistake
+from runs import figures
+
+
+def record(steps, returns, sent=0, wall=1.0, **more):
+    """A line of metrics.jsonl, of as many agents as there are returns."""
+    agents = len(returns)
+    return {
+        "round": 1, "steps": [steps] * agents, "return": returns, "bytes_up": [sent] * agents,
+        "bytes_down": [2 * sent] * agents, "wall_s": wall, **more,
+    }  # fmt: skip
+
+
+def test_the_curve_of_one_run_has_a_row_per_agent():
+    one = figures.curve([[record(10, [1.0, 3.0]), record(20, [2.0, 4.0])]])
+    assert one.of == "agents"
+    np.testing.assert_array_equal(one.at, [10, 20])
+    np.testing.assert_array_equal(one.rows, [[1, 2], [3, 4]])
+
+
+def test_runs_meet_where_all_of_them_have_been():
+    """Mean over agents first: 2 at 0, 6 at 20; the other run 1 at 10, 3 at 30. Common: 10 and 20."""
+    first = [record(0, [1.0, 3.0]), record(20, [5.0, 7.0])]
+    second = [record(10, [1.0]), record(30, [3.0])]
+    both = figures.curve([first, second])
+    assert (both.of, both.furthest) == ("seeds", 30)
+    np.testing.assert_array_equal(both.at, [10, 20])
+    np.testing.assert_allclose(both.rows, [[4, 6], [1, 2]])
+
+
+def test_runs_of_equal_positions_keep_them():
+    runs = [[record(5, [k]), record(9, [k + 1])] for k in (0.0, 10.0)]
+    np.testing.assert_array_equal(figures.curve(runs).at, [5, 9])
+    np.testing.assert_allclose(figures.curve(runs).rows, [[0, 1], [10, 11]])
+
+
+def test_many_positions_become_evenly_spaced_ones():
+    runs = [[record(step + shift, [float(step)]) for step in range(0, 1000, 2)] for shift in (0, 1)]
+    both = figures.curve(runs)
+    assert len(both.at) == 200
+    assert (both.at[0], both.at[-1]) == (1, 998)
+    np.testing.assert_allclose(both.rows[0], both.at)
+
+
+def test_runs_that_never_meet_are_a_point():
+    both = figures.curve([[record(10, [1.0])], [record(20, [3.0])]])
+    np.testing.assert_array_equal(both.at, [15])
+    np.testing.assert_array_equal(both.rows, [[1], [3]])
+
+
+def test_rounds_that_judged_nobody_are_left_out():
+    records = [record(10, [None, None]), record(20, [5.0, None]), record(30, [None, None]), record(40, [7.0, 9.0])]
+    one = figures.curve([records])
+    np.testing.assert_array_equal(one.at, [20, 40])
+    np.testing.assert_array_equal(one.rows, [[5, 7], [np.nan, 9]])
+    # In a group, who was not judged is not missed in the mean.
+    np.testing.assert_array_equal(figures.curve([records, records]).rows, [[5, 8], [5, 8]])
+    with pytest.raises(Mistake, match="nothing was measured in 1 rounds"):
+        figures.curve([[record(10, [None])]])
+
+
+def test_bytes_add_up_over_agents_and_over_rounds_that_judged_nobody():
+    """Two agents, up 100 and down 200 each: 600 a round."""
+    records = [record(10, [None, None], 100), record(20, [1.0, 1.0], 100), record(30, [2.0, 2.0], 100)]
+    np.testing.assert_array_equal(figures.curve([records], x="bytes").at, [1200, 1800])
+
+
+def test_runs_that_sent_nothing_stand_at_zero_with_what_they_came_to():
+    records = [record(10, [1.0]), record(20, [2.0])]
+    both = figures.curve([records, records], x="bytes")
+    np.testing.assert_array_equal(both.at, [0])
+    np.testing.assert_array_equal(both.rows, [[2], [2]])
+
+
+def test_seconds_and_trajectories():
+    counts = [[2.0, None], [4.0, 3.0], [None, 5.0]]
+    records = [record(1, [0.0, 0.0], wall=k + 0.5, trajectories=count) for k, count in enumerate(counts)]
+    np.testing.assert_array_equal(figures.positions(records, "wall"), [0.5, 1.5, 2.5])
+    # An agent that was not heard of stands where it stood, at first at nothing.
+    np.testing.assert_array_equal(figures.positions(records, "trajectories"), [1, 3.5, 4.5])
+    with pytest.raises(Mistake, match="measured no 'trajectories'"):
+        figures.positions([record(1, [0.0])], "trajectories")
+
+
+def test_any_metric_of_agents():
+    records = [record(1, [0.0, 0.0], loss=[1.0, 3.0])]
+    np.testing.assert_array_equal(figures.curve([records], "loss").rows, [[1], [3]])
+
+
+def test_final_is_the_last_time_that_anybody_was_judged():
+    records = [record(10, [1.0, 2.0, 3.0]), record(20, [8.0, None, 4.0], wall=2.0), record(30, [None] * 3, wall=3.0)]
+    assert figures.final(records) == {
+        "agents": 3, "steps": 30, "mean": 6.0, "std": 2.0, "worst": 4.0, "best": 8.0, "returns": [8.0, None, 4.0],
+        "wall_s": 3.0,
+    }  # fmt: skip
+    with pytest.raises(Mistake, match="judged nobody"):
+        figures.final([record(10, [None])])
+
+
+def test_over_seeds():
+    """Finals 1, 2, 3, 10: the middle half is 2 and 3."""
+    runs = {str(seed): [record(50, [value, value], wall=2.0)] for seed, value in enumerate((3.0, 1.0, 10.0, 2.0))}
+    runs["4"] = [record(50, [None, None], wall=2.0)]
+    found = figures.over_seeds(runs)
+    assert (found["seeds"], found["mean"], found["iqm"], found["worst"], found["worst_seed"]) == (4, 4, 2.5, 1, "1")
+    assert found["std"] == round(float(np.std([1, 2, 3, 10])), 4)
+    assert 1 <= found["low"] <= 2.5 <= found["high"] <= 10
+    assert (found["env_steps"], found["wall_s"]) == (500, 10)
+    assert found["returns"] == {"0": 3, "1": 1, "2": 10, "3": 2, "4": None}
+    nobody = figures.over_seeds({"0": [record(50, [None])]})
+    assert (nobody["seeds"], nobody["env_steps"]) == (0, 50)
+    assert "mean" not in nobody
+
+
+def test_the_band_of_equal_values_is_a_point():
+    low, high = figures.bootstrap_band(np.full((5, 2), 7.0))
+    np.testing.assert_array_equal([low, high], [[7, 7], [7, 7]])

@@ -1,0 +1,63 @@
+"""Pictures say what they show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.errors import Mistake
+from runs import plots
+from runs.figures import Curve
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the last picture, which is closed as soon as it is saved."""
+    from matplotlib import pyplot
+
+    kept = []
+    make = pyplot.subplots
+
+    def subplots(*given, **named):
+        figure, axes = make(*given, **named)
+        kept.append(axes)
+        return figure, axes
+
+    monkeypatch.setattr(pyplot, "subplots", subplots)
+    return kept
+
+
+def curve(rows, of="seeds"):
+    rows = np.array(rows, dtype=float)
+    return Curve(np.arange(rows.shape[1], dtype=float), rows, of, float(rows.shape[1]))
+
+
+def test_a_line_per_group_and_with_each_a_thin_one_per_seed(tmp_path, drawn):
+    found = {"rule=krum": curve([[1, 2], [3, 4]]), "rule=[mean]": curve([[0, 0], [2, 2]])}
+    plots.draw(tmp_path / "a.png", found, x="bytes")
+    plots.draw(tmp_path / "b.svg", found, each=True)
+    few, many = drawn
+    assert [text.get_text() for text in few.get_legend().get_texts()] == [
+        "rule=krum (2 seeds)",
+        "rule=[mean] (2 seeds)",
+    ]
+    assert [list(line.get_ydata()) for line in few.lines] == [[2, 3], [1, 1]]
+    assert few.get_xlabel() == plots.AXES["bytes"]
+    assert (len(many.lines), len(many.collections)) == (6, 2)
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.svg"))
+
+
+def test_the_agents_of_one_run_are_drawn_and_one_point_is_marked(tmp_path, drawn):
+    plots.draw(tmp_path / "a.png", {"run": curve([[1], [3]], "agents")})
+    assert len(drawn[0].lines) == 3
+    assert drawn[0].lines[-1].get_marker() == "o"
+
+
+def test_a_dozen_groups_have_a_dozen_colours(tmp_path, drawn):
+    plots.draw(tmp_path / "a.png", {str(k): curve([[k, k]]) for k in range(12)})
+    assert len({tuple(np.atleast_1d(line.get_color())) for line in drawn[0].lines}) == 12
+
+
+def test_a_picture_has_a_known_ending(tmp_path):
+    with pytest.raises(Mistake, match=r"ends in \.png"):
+        plots.draw(tmp_path / "a.jpeg", {})
