@@ -1,4 +1,4 @@
-"""A node whose agents echo, as a process: ``python -m tests.client.echo SUPERLINK AGENTS STATE [APP [OPTION=VALUE...]]``.
+"""A node whose agents echo: ``python -m tests.client.echo SUPERLINK AGENTS STATE [APP [OPTION=VALUE...]]``.
 
 APP is the digest that it claims to be installed with: that of a test's own small app, which holds none of our packages.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from cli.node import parse_agents
-from client.fleet_link import Address
+from client.fleet_link import Address, Key
 from client.node import Node
 from core.errors import Failure, Mistake
 
@@ -47,13 +47,16 @@ class Echo:
 
 def main(superlink: str, agents: str, state: str, app: str = "", *options: str) -> None:
     given = {name: json.loads(value) for name, _, value in (option.partition("=") for option in options)}
-    address = Address(superlink, insecure=True, max_bytes=given.pop("max_bytes", 256 * 2**20))
+    roots, keys = given.pop("roots", None), [Key.read(Path(name)) for name in given.pop("keys", [])]
+    limit = given.pop("max_bytes", 256 * 2**20)
+    address = Address(superlink, given.pop("insecure", roots is None), roots and Path(roots), limit)
     node = Node(
         address,
         parse_agents(agents),
         Echo,
         lambda flat, run_id: str(flat["name"]),
         Path(state),
+        keys,
         say=lambda line: print(line, file=sys.stderr, flush=True),
         **given,
     )

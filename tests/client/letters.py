@@ -1,7 +1,7 @@
 """A Flower app that sends letters and writes down what comes back; the other end of ``echo``.
 
-The step ``{"do": "echo", "size": 3, "times": 2}`` sends an array of three floats to every node, waits for all replies, and
-does so twice. Every round is a record of milliseconds and replies, and the file is written anew after each.
+The step ``{"do": "echo", "size": 3, "times": 2}`` sends an array of three floats to every node, waits for all replies,
+and does so twice. Every round is a record of milliseconds and replies, and the file is written anew after each.
 """
 
 from __future__ import annotations
