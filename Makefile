@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --durations=10
 WORKERS ?= 2
 
-.PHONY: help setup run test slow lint format types bench lock clean
+.PHONY: help setup run test slow lint format types bench lock keys clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: .venv/bench ## Measure the speed, beside Stable-Baselines3 (python -m ben
 
 lock: .venv/dev ## Resolve every dependency anew and write constraints.txt
 	$(BIN)/python .ci/lock.py
+
+keys: .venv/dev ## Write the configuration's keys into pyproject.toml, where Flower looks for them
+	$(BIN)/python .ci/keys.py
 
 clean: ## Remove .venv and what tools leave behind
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.doctor import doctor
 from cli.look import evaluate, plot, table
 from cli.node import node
 from cli.screen import Settings, say
@@ -29,6 +30,7 @@ app.command("eval")(evaluate)
 app.command()(plot)
 app.command()(table)
 app.command()(node)
+app.command()(doctor)
 
 
 @app.command()
@@ -43,7 +45,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
-    from cli.screen import show, teller
+    from cli.screen import announce, show, teller
     from client.session import RunConfig
     from core.config import build, nested, override
     from runs import plots, trackers
@@ -72,7 +74,7 @@ def run(
         name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         directory = RunDirectory.create(out or Path("out") / name, nested(config))
     with interruptible() as stop, closing(session):
-        summary = engines.run(config, session, directory, teller(config), stop, nodes)
+        summary = engines.run(config, session, directory, teller(config), announce, stop, nodes)
     records = directory.read_metrics()
     if any(value is not None for record in records for value in record["return"]):
         plots.curves(directory.curve, {config.algorithm: records}, f"{config.algorithm} on {config.world.id}")

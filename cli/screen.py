@@ -32,6 +32,11 @@ def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
     return tell
 
 
+def announce(words: str) -> None:
+    """What happened besides rounds."""
+    say.print(words, markup=False, soft_wrap=True)
+
+
 def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
     """A round in one line: how far, how good, how fast, how much was sent, who is missing."""
     returns = [value for value in record["return"] if value is not None]

@@ -31,7 +31,10 @@ class PartyConfig:
     agents: int = option(1, "K: how many agents learn side by side.", low=1)
     seed: int = option(0, "The root of every random number of the run.", low=0)
     work: int = option(
-        10, "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches.", low=1
+        10,
+        "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches. "
+        "0: none, to see what a round costs.",
+        low=0,
     )
     evaluate_episodes: int = option(10, "Episodes per agent that judge it after a round; 0: training judges.", low=0)
     evaluate: str = option("greedy", "How agents act when judged.", choices=("greedy", "sampled"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ class RunDirectory:
         self.path = path
         self.conf, self.metrics, self.checkpoints = path / "conf.toml", path / "metrics.jsonl", path / "checkpoints"
         self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
-        self._name, self._stop, self._word = path / "name", path / "stop", path / "last-words.json"
+        self._name, self._stop, self._notes = path / "name", path / "stop", path / "events.log"
+        self._word = path / "last-words.json"
 
     @classmethod
     def create(cls, path: Path, conf: Mapping[str, Any]) -> RunDirectory:
@@ -71,6 +73,14 @@ class RunDirectory:
         """Forget that the run was asked to stop, and why it ended."""
         for path in (self._stop, self._word):
             path.unlink(missing_ok=True)
+
+    def note(self, words: str) -> None:
+        """Write down what happened: who joined, who was refused, for whom it waits."""
+        with self._notes.open("a") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {' '.join(words.split())}\n")
+
+    def notes(self) -> list[str]:
+        return self._notes.read_text().splitlines() if self._notes.exists() else []
 
     def leave_word(self, error: Exception) -> None:
         """Say why the run ended, for the process that started it."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from client.party import ABOUT_THE_RUN
@@ -15,12 +16,14 @@ from core.config import flatten
 from core.errors import Failure, Mistake
 from runs import figures
 from runs.directory import RunDirectory
+from server.control import Control, Status
 from server.federate import check, federate, over
 from server.grids import LocalGrid
 
 Record = dict[str, Any]
 Tell = Callable[[Record], None]
 Stop = Callable[[], bool]
+Say = Callable[[str], None]
 
 
 def prepare(config: RunConfig) -> Session:
@@ -33,17 +36,22 @@ def prepare(config: RunConfig) -> Session:
     return session
 
 
-def run(config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, stop: Stop, nodes: int = 0) -> Record:
-    """Run or go on with a run in its directory; returns the summary."""
+def run(
+    config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int = 0
+) -> Record:
+    """Run or go on with a run in its directory; returns the summary.
+
+    ``tell`` gets the record of every round, ``say`` what people should know, ``stop`` says whether they want an end.
+    """
     directory.go_on()
     if config.engine == "local":
-        return federate(config, LocalGrid(session), directory, session, tell, stop)
+        return federate(config, LocalGrid(session), directory, session, tell, stop, say)
     if config.engine == "ray":
-        return run_ray(config, session, directory, tell, stop)
-    return run_grpc(config, directory, tell, stop, nodes or config.agents)
+        return run_ray(config, session, directory, tell, say, stop)
+    return run_grpc(config, directory, tell, say, stop, nodes or config.agents)
 
 
-def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, stop: Stop) -> Record:
+def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop) -> Record:
     """Flower's simulation: agents in Ray's actors, between which they hop; their snapshots lie in the directory."""
     # Ray forks after gRPC has started threads; without this its start is flaky.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "FLWR_TELEMETRY_ENABLED": "0"}
@@ -58,7 +66,7 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        found.update(federate(config, grid, directory, session, tell, stop))
+        found.update(federate(config, grid, directory, session, tell, stop, say))
 
     flat = flatten(config) | {"run": directory.name}
     cores = os.cpu_count() or 1
@@ -74,9 +82,8 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
     return found
 
 
-def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, stop: Stop, nodes: int) -> Record:
+def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int) -> Record:
     """A stock SuperLink and nodes of ours as processes on this machine; all of them end with the run."""
-    from server.control import Control
     from server.launch import processes, start_node, superlink
 
     if nodes > config.agents:
@@ -87,28 +94,14 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, stop: Stop,
     # Apps are installed and compiled once per machine, not once per run.
     home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"
     flat = flatten(config) | ABOUT_THE_RUN | {"directory": str(place), "run": directory.name}
-    with superlink(home) as link, processes() as started, Control(link.control) as control:
+    with superlink(home, log=place / "logs" / "superlink.log") as link, processes() as started:
         for index in range(nodes):
             hosted = list(range(index, config.agents, nodes))
             log = place / "logs" / f"node-{index}.log"
             started.append(start_node(link.fleet, hosted, place / "agents", log))
-        run_id = control.submit(Path(__file__).parents[1], flat)
-        told, asked = max(directory.saved_rounds(), default=0), False
-        while True:
-            status = control.status(run_id)
-            for record in directory.read_metrics():
-                if record["round"] > told:
-                    told = record["round"]
-                    tell(record)
-            if status.over:
-                break
-            if stop() and not asked:
-                directory.ask_to_stop()
-                asked = True
-            gone = [process for process in started if process.poll() is not None]
-            if len(gone) == len(started):
-                raise Failure(f"all nodes have ended; their last words are in {place / 'logs'}")
-            time.sleep(0.2)
+        with Control(link.control) as control:
+            run_id = control.submit(Path(__file__).parents[1], flat)
+            status = _follow(lambda: control.status(run_id), directory, tell, say, stop, started)
         if status.sub_status != "completed":
             directory.raise_word()
             raise Failure(
@@ -117,3 +110,35 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, stop: Stop,
     records = directory.read_metrics()
     finished = bool(records) and over(config, records[-1]["round"], records[-1]["steps"])
     return figures.summary(records) | {"run_dir": str(directory.path), "interrupted": not finished}
+
+
+def _follow(
+    status: Callable[[], Status], directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: list[Popen[bytes]]
+) -> Status:
+    """Show what another process writes into the directory until its run is over."""
+    told, said = max(directory.saved_rounds(), default=0), len(directory.notes())
+    asked, looked = False, 0.0
+    while True:
+        # Seldom: the SuperLink writes a line into its log each time.
+        over = None
+        if time.monotonic() - looked > _STATUS_S:
+            over, looked = status(), time.monotonic()
+        for words in directory.notes()[said:]:
+            said += 1
+            say(words)
+        for record in directory.read_metrics():
+            if record["round"] > told:
+                told = record["round"]
+                tell(record)
+        if over is not None and over.over:
+            return over
+        if stop() and not asked:
+            directory.ask_to_stop()
+            asked = True
+        if all(node.poll() is not None for node in nodes):
+            raise Failure(f"all nodes have ended; their last words are in {directory.path / 'logs'}")
+        time.sleep(0.1)
+
+
+# Seconds between looks at how a run stands.
+_STATUS_S = 0.5

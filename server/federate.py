@@ -48,6 +48,7 @@ def federate(
     session: Session,
     tell: Callable[[Record], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda words: None,
 ) -> Record:
     """Rounds until the run is over or somebody asks to stop; returns the summary.
 
@@ -58,7 +59,12 @@ def federate(
     strategy = make_strategy(config, session)
     saved, meta = directory.load_checkpoint()
     ledger = Ledger(config.agents, not config.evaluate_episodes, meta.get("wall_s", 0.0))
-    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop)
+
+    def both(words: str) -> None:
+        directory.note(words)
+        say(words)
+
+    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, both)
     number = int(meta.get("round", 0))
     directory.rewind(number)
     if meta:

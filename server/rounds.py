@@ -11,12 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from logging import INFO, WARNING
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
-from flwr.common import log
 from flwr.serverapp import Grid
 
 from client import digest
@@ -90,9 +88,11 @@ class Rounds:
         seed: int,
         ledger: Ledger,
         stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda words: None,
     ) -> None:
+        """``stop`` says whether somebody wants an end, ``say`` is told what people should know."""
         self.grid, self.strategy, self.config, self.seed = grid, strategy, config, seed
-        self.ledger, self.stop = ledger, stop
+        self.ledger, self.stop, self.say = ledger, stop, say
         self.app = digest.installed()
         self.health = Health()
         self._open: dict[str, _Letter] = {}
@@ -110,12 +110,12 @@ class Rounds:
             missing = self._words(set(range(self.strategy.agents)) - set(self.members))
             if waited > self.config.wait_s:
                 if len(self.members) >= self._quorum(self.strategy.agents):
-                    log(WARNING, "after %g s the run begins without %s", self.config.wait_s, missing)
+                    self.say(f"after {self.config.wait_s:g} s the run begins without {missing}")
                     return
                 if waited > self.config.wait_s + self.config.give_up_s:
                     raise QuorumError(f"no quorum within {waited:.0f} s: {missing} did not come")
             if waited > 2 and not told:
-                log(INFO, "waiting for %s", missing)
+                self.say(f"waiting for {missing}")
                 told = True
             if self.stop():
                 raise Interrupted
@@ -209,7 +209,7 @@ class Rounds:
                     f"no valid answer from {missing}"
                 )
             if waited > self.config.deadline_s and not told:
-                log(WARNING, "round %d: %d of %d needed answers; waiting for %s", number, len(got), quorum, missing)
+                self.say(f"round {number}: {len(got)} of {quorum} needed answers; waiting for {missing}")
                 told = True
             if self.stop() and waited > min(self.config.deadline_s, _STOP_S):
                 raise Interrupted
@@ -238,7 +238,7 @@ class Rounds:
             if agent not in spoiled:
                 self.ledger.count("missed", agent)
             if agent in posted and self.health.failed(agent, number, self.config):
-                log(WARNING, "agent %d failed too often: left out until round %d", agent, self.health.back_at[agent])
+                self.say(f"agent {agent} failed too often: left out until round {self.health.back_at[agent]}")
 
     def _post(self, number: int, kind: str, contents: Mapping[int, RecordDict]) -> None:
         """Send each agent its message."""
@@ -283,13 +283,13 @@ class Rounds:
             if who.app != self.app:
                 raise RefusedError("wrong-app", f"agent {who.agent} runs the code {who.app}, the server {self.app}")
         except RefusedError as error:
-            log(WARNING, "a node was refused (%s): %s", error.reason, error)
+            self.say(f"a node was refused ({error.reason}): {error}")
             self.ledger.reasons[error.reason] += 1
             return None
         if self.members.get(who.agent, letter.node) != letter.node:
-            log(INFO, "agent %d is back, at another node", who.agent)
+            self.say(f"agent {who.agent} is back, at another node")
         elif number:
-            log(INFO, "agent %d has joined", who.agent)
+            self.say(f"agent {who.agent} has joined")
         self.members[who.agent] = letter.node
         self.health.forgive(who.agent)
         return who.agent
@@ -303,7 +303,7 @@ class Rounds:
 
     def _refuse(self, agent: int, error: RefusedError) -> None:
         self.ledger.refuse(agent, error.reason)
-        log(WARNING, "an answer of agent %d was refused (%s): %s", agent, error.reason, error)
+        self.say(f"an answer of agent {agent} was refused ({error.reason}): {error}")
 
     def _look(self) -> None:
         """See who is there; ask who is new which agent it is. Not more often than every second."""
@@ -313,7 +313,7 @@ class Rounds:
         self._looked = now
         nodes = set(self.grid.get_node_ids())
         for agent in [agent for agent, node in self.members.items() if node not in nodes]:
-            log(INFO, "agent %d is gone", agent)
+            self.say(f"agent {agent} is gone")
             del self.members[agent]
         new = sorted(nodes - self._asked_who)
         self._asked_who = nodes

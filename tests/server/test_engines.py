@@ -246,9 +246,9 @@ class Rogue(Party):
         found = super().answer(message, keep)
         if message.metadata.message_type == MessageType.TRAIN:
             row = found["arrays"]["policy"].numpy()
-            row = {"huge": np.zeros(50_000_000, np.float32), "nan": row * np.nan, "wide": np.append(row, row)}[next(self.lies)]
+            wrong = {"huge": np.zeros(50_000_000, np.float32), "nan": row * np.nan, "wide": np.append(row, row)}
             old = {name: array.numpy() for name, array in found["arrays"].items()}
-            found["arrays"] = messages.pack(old | {"policy": row})
+            found["arrays"] = messages.pack(old | {"policy": wrong[next(self.lies)]})
         return found
 
 Node(Address(sys.argv[1], True, None, 2**28), [2], Rogue, run_name, Path(sys.argv[2]), [],
