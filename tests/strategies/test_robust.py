@@ -286,12 +286,12 @@ def test_knobs_by_hand() -> None:
     assert robust.multi_krum(rows, 1, keep=2).kept.tolist() == [1, 2]
     assert robust.minimum_diameter(rows, 1).notes["diameter"] == 3
     assert robust.norm_clipping(rows, 1, radius=2).row[0] == pytest.approx((0 + 1 + 2 + 2 + 2) / 5)
-    # From 2, clipped to 1: (-1 - 1 + 0 + 1 + 1) / 5 = 0; from 10: all five pull by one or more, four of them down.
+    # From 2, clipped to 1: (-1 - 1 + 0 + 1 + 1) / 5 = 0. From 10 four rows pull down by one and the last one up.
     assert robust.centered_clipping(rows, 1, radius=1, steps=1).row[0] == 2
     start = np.array([10.0], np.float32)
     assert robust.centered_clipping(rows, 1, radius=1, steps=2, start=start).row[0] == pytest.approx(10 - 2 * 3 / 5)
     assert robust.geometric_median(rows, 1).row[0] == pytest.approx(2, abs=1e-4)
-    # Rows at 0 and 1 and their neighbours, then at 2 and 3; the liar's mixture holds honest rows.
+    # Four rows become the mean of 0, 1, 2 and 3, the liar the mean of itself and three of them.
     mixed = robust.after_mixing(lambda some, weights: robust.median(some), 1)(rows, np.ones(5))
     assert mixed.row[0] == 1.5
 
