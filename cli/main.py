@@ -18,6 +18,7 @@ from cli.doctor import doctor
 from cli.look import evaluate, plot, table
 from cli.node import node
 from cli.screen import Settings, say
+from cli.sweep import sweep
 from core.errors import Failure, Mistake
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("eval")(evaluate)
 app.command()(plot)
 app.command()(table)
 app.command()(node)
+app.command()(sweep)
 app.command()(doctor)
 
 
