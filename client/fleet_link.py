@@ -7,6 +7,8 @@ travel together. What a message costs is its number of calls, so none is made th
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -410,7 +412,22 @@ class FleetLink:
             return f"its certificate does not verify against {roots}: {_line(details)}"
         if "WRONG_VERSION_NUMBER" in details:
             return "it speaks plain text where TLS was expected: it runs with --insecure, so must the node, or neither"
+        if self.address.insecure and "refused" not in details and self._speaks_tls():
+            return "it speaks TLS: leave --insecure away, and name its CA by --root-certificates"
         return _line(details)
+
+    def _speaks_tls(self) -> bool:
+        """Whether TLS is what answers there: to plain text it only closes the line."""
+        host, _, port = self.address.superlink.rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), LEAVE_S) as line:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent, only asked
+                context.set_alpn_protocols(["h2"])
+                context.wrap_socket(line).close()
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _not_admitted(self, error: _Refused) -> Exception:
         where = f"the SuperLink at {self.address.superlink}"

@@ -30,10 +30,13 @@ from flwr.proto.control_pb2 import RegisterNodeRequest
 
 from cli.node import parse_agents
 from client import digest
+from client.fleet_link import Address, Key
+from client.node import Node
 from core.errors import Failure, Mistake
 from server.control import Control
 from server.launch import QUIET, SuperLink, free_port, marks, processes, send, spawn, superlink, wait
 from tests.client import letters
+from tests.client.echo import Echo
 
 # Flower asks pathspec for a pattern by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -105,7 +108,12 @@ def run(link: SuperLink, folder: Path, *steps: dict[str, Any], nodes: int = 1) -
         return found[:count]
 
     with Control(link.control) as control:
-        config = {"name": "first", "nodes": nodes, "steps": json.dumps(steps), "out": str(out)}
+        config: dict[str, bool | int | float | str] = {
+            "name": "first",
+            "nodes": nodes,
+            "steps": json.dumps(steps),
+            "out": str(out),
+        }
         number = control.submit(folder, config)
         try:
             yield records
@@ -272,11 +280,14 @@ def test_tls_and_keys(start: Callable[..., Process], link: SuperLink, tmp_path: 
         assert known.ends() == 0
 
 
-def test_a_key_per_agent(start: Callable[..., Process], tmp_path: Path) -> None:
+def test_a_key_per_agent(tmp_path: Path) -> None:
     node_key(tmp_path / "one")
-    node = start("127.0.0.1:1", "0-1", keys=[str(tmp_path / "one")])
-    assert node.ends() == 1
-    assert "one key per agent" in node.log()
+    with pytest.raises(Mistake, match="one key per agent"):
+        Node(Address("127.0.0.1:1"), [0, 1], Echo, lambda flat, run_id: "", tmp_path, [Key.read(tmp_path / "one")])
+    (tmp_path / "none").write_text("no key")
+    for name, words in (("none", "ssh-keygen"), ("absent", "cannot be read")):
+        with pytest.raises(Mistake, match=words):
+            Key.read(tmp_path / name)
 
 
 def test_agents_are_read() -> None:
@@ -324,13 +335,15 @@ def bundle(files: list[tuple[str, bytes]]) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_a_hostile_bundle_is_refused() -> None:
-    many = [(f"core/{number}.py", b"") for number in range(digest.MAX_MEMBERS + 1)]
+def test_a_hostile_bundle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "MAX_MEMBERS", 10)
+    monkeypatch.setattr(digest, "MAX_BYTES", 10_000)
+    many = [(f"core/{number}.py", b"") for number in range(11)]
     good = bundle([("core/a.py", b"x" * 1000)])
     broken = bytearray(good)
     broken[40] ^= 255
     for content, why in (
-        (bundle([("core/a.py", bytes(digest.MAX_BYTES + 1))]), "larger"),
+        (bundle([("core/a.py", bytes(10_001))]), "larger"),
         (bundle(many), "larger"),
         (bundle([("core/a.py", b"1"), ("core/a.py", b"2")]), "twice"),
         (b"no zip", "cannot be read"),
@@ -339,7 +352,7 @@ def test_a_hostile_bundle_is_refused() -> None:
     ):
         with pytest.raises(Failure, match=why):
             digest.of_bundle(content)
-    digest.of_bundle(bundle([("core/../../a.py", b""), ("/core/b.py", b""), ("", b"")]))
+    digest.of_bundle(bundle([("core/../../a.py", b""), ("/core/b.py", b""), ("core/", b"")]))
 
 
 def test_digest_depends_on_where_a_file_ends() -> None:
