@@ -1,7 +1,7 @@
 """What a round costs when nobody learns: 300 KB of weights there and back, nothing judged.
 
-In this process, in Flower's simulation, over gRPC on loopback with our nodes, and with stock flower-supernodes. And what
-a whole short federation takes from the command line, in this process and in Flower's simulation. Seconds are those of
+In this process, in Flower's simulation, over gRPC on loopback with our nodes, and with stock flower-supernodes; and
+what a short federation takes from the command line, in this process and in Flower's simulation. Seconds are those of
 the clock: most of a round is waiting.
 """
 
@@ -112,11 +112,8 @@ def main() -> None:
                 seconds.append(run(folder / f"{engine}-{index}", LEARNING, "--engine", engine)[1])
     ratio = Spread.of([ray / local for ray, local in zip(found["ray"], found["local"], strict=True)])
     rows = [{"engine": engine, "seconds": str(Spread.of(seconds))} for engine, seconds in found.items()]
-    report(
-        "local_ray",
-        "10 agents, 20 rounds of CartPole, the whole command",
-        [*rows, {"engine": "ray / local", "seconds": str(ratio)}],
-    )
+    rows.append({"engine": "ray / local", "seconds": str(ratio)})
+    report("local_ray", "10 agents, 20 rounds of CartPole, the whole command", rows)
 
 
 if __name__ == "__main__":

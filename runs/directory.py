@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import secrets
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,21 @@ class RunDirectory:
         """Forget that the run was asked to stop, and why it ended."""
         for path in (self._stop, self._word):
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self, seconds: float = 0.0) -> Iterator[None]:
+        """Only one process at a time writes into a run; another is waited for so long, and then left alone."""
+        deadline = time.monotonic() + seconds
+        with (self.path / "lock").open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Mistake(f"another process is at work in {self.path}: wait until it has ended") from None
+                    time.sleep(0.1)
+            yield
 
     def note(self, words: str) -> None:
         """Write down what happened: who joined, who was refused, for whom it waits."""

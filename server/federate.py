@@ -55,6 +55,20 @@ def federate(
     Goes on where the directory's last checkpoint is. ``session`` is the server's own: with all agents in the local
     engine, where it is part of the checkpoint, with the first one elsewhere, to know what weights are.
     """
+    # A ServerApp whose SuperLink was killed lives on for ten seconds.
+    with directory.held(20.0):
+        return _federate(config, grid, directory, session, tell, stop, say)
+
+
+def _federate(
+    config: RunConfig,
+    grid: Grid,
+    directory: RunDirectory,
+    session: Session,
+    tell: Callable[[Record], None],
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Record:
     here = isinstance(grid, LocalGrid)
     strategy = make_strategy(config, session)
     saved, meta = directory.load_checkpoint()

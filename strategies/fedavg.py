@@ -64,7 +64,8 @@ class FedAvg(Federation):
             except TooFewError as error:
                 log(WARNING, "round %d keeps its weights of '%s': %s", number, name, error)
                 continue
-            self.rows[name] = verdict.row
+            if verdict.kept.size:  # a rule that trusts nobody has no verdict
+                self.rows[name] = verdict.row
             kept: list[int | None] = [None] * self.agents
             for k, reply in enumerate(replies):
                 kept[reply.agent] = int(k in verdict.kept)

@@ -184,14 +184,19 @@ def test_ctrl_c_over_grpc_leaves_a_resumable_run_and_no_process(conf: Path, tmp_
     assert run.read_metrics()[-1]["steps"] == [steps + 2 * 2 * 32 * 4 for steps in lived]
 
 
+def run_config(run: RunDirectory) -> RunConfig:
+    return build(RunConfig, run.read_conf())
+
+
 @contextmanager
-def federating(conf: Path, tmp_path: Path, *settings: str) -> Iterator[Any]:
+def federating(conf: Path, tmp_path: Path, *settings: str, database: Path | None = None) -> Iterator[Any]:
     """A SuperLink, and a run of many rounds of three agents whose nodes the test starts."""
     always = ["rounds=100000", "agents=3", "checkpoint-every=1", "federation.deadline-s=2", "federation.quorum=0.6"]
     config = build(RunConfig, override(read_toml(conf), [*always, "engine=grpc", *settings]))
     run = RunDirectory.create(tmp_path / "run", nested(config))
     flat = flatten(config) | {"directory": str(run.path), "run": run.name}
-    with superlink(Path(os.environ["FEDRL_HOME"]) / "flower") as link, processes() as started:
+    home = Path(os.environ["FEDRL_HOME"]) / "flower"
+    with superlink(home, database=database, log=tmp_path / "superlink.log") as link, processes() as started:
 
         def node(agent: int) -> subprocess.Popen[bytes]:
             started.append(start_node(link.fleet, [agent], tmp_path / "state", tmp_path / f"node-{agent}.log"))
@@ -227,6 +232,30 @@ def test_a_node_that_was_killed_comes_back_with_its_agent(federation: Any) -> No
     # Its worlds, optimiser and replay are those of its last snapshot, one round ago at most: nothing began anew.
     assert killed["steps"][1] <= back["steps"][1] <= killed["steps"][1] + 2 * 2 * 32 * 4
     run.ask_to_stop()
+
+
+@pytest.mark.slow
+def test_a_superlink_killed_and_restarted_finds_its_nodes_and_the_run_goes_on_when_submitted_again(
+    conf: Path, tmp_path: Path
+) -> None:
+    """With SQLite state nodes stay registered. The run's ServerApp dies with the SuperLink, its checkpoint stays."""
+    home, database = Path(os.environ["FEDRL_HOME"]) / "flower", tmp_path / "state.sqlite"
+    with federating(conf, tmp_path, database=database) as (run, link, node, submit, _):
+        nodes = [node(agent) for agent in range(3)]
+        submit()
+        until(lambda: rounds(run) >= 3)
+        link.process.kill()
+        link.process.wait()
+        with superlink(home, fleet=link.fleet, database=database, log=tmp_path / "second.log") as second:
+            time.sleep(15)  # until the first ServerApp has noticed
+            before = run.read_metrics()[-1]
+            with Control(second.control) as control:
+                control.submit(ROOT, flatten(run_config(run)) | {"directory": str(run.path), "run": run.name})
+            until(lambda: rounds(run) >= before["round"] + 3)
+            after = run.read_metrics()[-1]
+            assert min(after["steps"]) > min(before["steps"])
+            assert all(process.poll() is None for process in nodes)
+            run.ask_to_stop()
 
 
 ROGUE = """

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageTy
 from strategies import messages
 from strategies.fedavg import FedAvg
 from strategies.messages import RefusedError
-from strategies.robust import TooFewError, weighted_mean
+from strategies.robust import TooFewError, Verdict, weighted_mean
 
 WIDTHS = {"policy": 3}
 LAYOUT = 77
@@ -113,6 +113,15 @@ def test_too_few_for_the_rule_keeps_the_old_weights() -> None:
         raise TooFewError("five are needed")
 
     arrays, _ = fedavg(rule=needs_five).aggregate_train(1, [reply(row(1, 2, 3))])
+    assert arrays is not None
+    np.testing.assert_array_equal(arrays["policy"].numpy(), row(0, 0, 0))
+
+
+def test_a_rule_that_trusts_nobody_keeps_the_old_weights() -> None:
+    def nobody(rows: Any, weights: Any) -> Verdict:
+        return Verdict(row(np.nan, np.nan, np.nan), np.arange(0), {})
+
+    arrays, _ = fedavg(rule=nobody).aggregate_train(1, [reply(row(1, 2, 3))])
     assert arrays is not None
     np.testing.assert_array_equal(arrays["policy"].numpy(), row(0, 0, 0))
 
