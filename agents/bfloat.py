@@ -1,4 +1,4 @@
-"""Products in bf16: factors rounded to bf16, sums in float32. Only this needs torch, which is imported when asked for."""
+"""Products in bf16: factors rounded to bf16, sums in float32. Only this needs torch, and imports it when asked for."""
 
 from __future__ import annotations
 

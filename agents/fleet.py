@@ -189,6 +189,10 @@ class Fleet(Rows):
         """d loss / d W of a part (K, d) on fresh data, without a step."""
         raise Mistake(f"{type(self).__name__} gives no gradient of '{part}'")
 
+    def measure(self, part: str, work: int) -> tuple[F32, Report]:
+        """d loss / d W of a part (K, d) on ``work`` fresh samples, and what measuring it took: a round's work."""
+        raise Mistake(f"{type(self).__name__} measures no gradient of '{part}'")
+
     def apply(self, part: str, G: F32) -> None:
         """One step of the part's optimiser down a gradient (K, d), wherever it was measured."""
         raise Mistake(f"{type(self).__name__} takes no gradient of '{part}'")

@@ -100,6 +100,18 @@ class PolicyGradientFleet(Fleet):
             return super().gradient(part)
         return -self.ascent(self.policy, self.sample(self.policy, self.config.batch))
 
+    def measure(self, part: str, work: int) -> tuple[F32, Report]:
+        """The gradient on ``work`` trajectories of every agent."""
+        if part != "policy":
+            return super().measure(part, work)
+        report = Report(np.zeros(self.agents, np.int64), np.ones(self.agents, np.int64))
+        with report.acting():
+            found = self.sample(self.policy, work, report)
+        with report.learning():
+            G = -self.ascent(self.policy, found)
+        self.progress += 1
+        return G, report
+
     def apply(self, part: str, G: F32) -> None:
         if part != "policy":
             super().apply(part, G)

@@ -43,7 +43,7 @@ def layout(session: Session) -> int:
 
 
 def _train(session: Session, asked: Asked) -> list[RecordDict]:
-    """Train from the weights that came, send back the own."""
+    """Train from the weights that came and send back the own, or measure a gradient there and send that."""
     begun = time.perf_counter()
     order, mine = messages.order(asked[0][1]), layout(session)
     if order.layout != mine:
@@ -53,13 +53,19 @@ def _train(session: Session, asked: Asked) -> list[RecordDict]:
         )
     _load(session, asked)
     rows = [row for row, _ in asked]
-    report = session.train(order.work, rows, order.settle)
-    own = exchangeable(session.fleet)
+    if order.exchange == "weights":
+        report = session.train(order.work, rows, order.settle)
+        own = exchangeable(session.fleet)
+        sent = {name: own[name][rows] for name in order.parts}
+    else:
+        (part,) = order.parts
+        gradient, report = session.measure(part, order.work, rows, order.settle)
+        sent = {part: gradient}
     took = time.perf_counter() - begun
     measured = _measured(report, took)
     answers = []
     for at, row in enumerate(rows):
-        arrays = messages.pack({name: own[name][row] for name in order.parts})
+        arrays = messages.pack({name: matrix[at] for name, matrix in sent.items()})
         metrics: dict[str, Any] = {
             "party": session.numbers[row],
             "layout": mine,

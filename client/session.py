@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from strategies.federation import FederationConfig
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,23 @@ class Session(Rows):
 
     def train(self, work: int, rows: Sequence[int] | None = None, settle: bool = False) -> Report:
         """Train all agents, or those of some rows; ``settle`` ends their episodes where a state could not hold them."""
-        if rows is None or len(rows) == len(self.numbers):
-            return _stretch(self.fleet, work, settle)
-        part = self.fleet.take(rows)
-        report = _stretch(part, work, settle)
-        self.fleet.put(rows, part)
-        return report
+        return self._with(rows, lambda fleet: fleet.train(work), settle)
+
+    def measure(
+        self, part: str, work: int, rows: Sequence[int] | None = None, settle: bool = False
+    ) -> tuple[NDArray[np.float32], Report]:
+        """A gradient of a part for all agents, or those of some rows, on so much fresh data."""
+        return self._with(rows, lambda fleet: fleet.measure(part, work), settle)
+
+    def _with(self, rows: Sequence[int] | None, act: Callable[[Fleet], Answer], settle: bool) -> Answer:
+        whole = rows is None or len(rows) == len(self.numbers)
+        fleet: Fleet = self.fleet if whole else self.fleet.take(rows)
+        answer = act(fleet)
+        if settle:
+            fleet.settle()
+        if not whole:
+            self.fleet.put(rows, fleet)
+        return answer
 
     def evaluate(self, rows: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Returns (agents, episodes) in the world as each agent knows it now.
@@ -129,13 +142,6 @@ class Session(Rows):
         self.worlds.close()
         if self.judges is not None:
             self.judges.close()
-
-
-def _stretch(fleet: Fleet, work: int, settle: bool) -> Report:
-    report = fleet.train(work)
-    if settle:
-        fleet.settle()
-    return report
 
 
 def make_fleet(config: PartyConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:

@@ -85,9 +85,12 @@ class Federation(Strategy):
         return messages.trained(message, self.widths, self.layout)
 
     def order(self, number: int, arrays: ArrayRecord | None, extra: Config) -> RecordDict:
-        """The content of a train message: these weights, this much work, send the same parts back."""
-        config: Any = {"round": number, "work": self.work, "layout": self.layout, "parts": list(self.widths)}
-        return messages.content(arrays, ConfigRecord({**config, **extra}))
+        """The content of a train message: these weights, this much work, send the same parts back.
+
+        ``extra`` goes over it, as for a strategy that wants other work or gradients.
+        """
+        usual: Any = {"round": number, "work": self.work, "layout": self.layout, "exchange": "weights"}
+        return messages.content(arrays, ConfigRecord({**usual, "parts": list(self.widths), **extra}))
 
     # Flower's own loop ------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ MOMENTS = "moments."
 # Metrics with this beginning are what the algorithm measured: losses, shares, entropies.
 MEASURED = "metric."
 OVERSIZED = "oversized"
+# What a party sends back: the weights it has after its work, or a gradient d loss / d W measured at those that came.
+EXCHANGES = ("weights", "gradients")
 
 
 class RefusedError(ValueError):
@@ -41,6 +43,7 @@ class Order(NamedTuple):
     round: int
     work: int
     layout: int
+    exchange: str
     parts: list[str]
     settle: bool
     save: bool
@@ -109,8 +112,10 @@ def order(message: Message) -> Order:
     """What a train message asks for, checked by the party that gets it."""
     record = message.content.get(CONFIG)
     given = dict(record) if isinstance(record, ConfigRecord) else {}
-    kinds = {"round": int, "work": int, "layout": int, "parts": list, "settle": bool, "save": bool}
+    kinds = {"round": int, "work": int, "layout": int, "exchange": str, "parts": list, "settle": bool, "save": bool}
     wrong = [name for name, kind in kinds.items() if type(given.get(name)) is not kind]
+    if not wrong and given["exchange"] not in EXCHANGES:
+        raise RefusedError("no-order", f"'exchange' is one of {', '.join(EXCHANGES)}, not {given['exchange']!r}")
     if wrong:
         raise RefusedError("no-order", f"the train message does not say its {', '.join(wrong)}")
     return Order(*(given[name] for name in Order._fields))  # type: ignore[arg-type]
