@@ -131,7 +131,7 @@ class Key:
         except (ValueError, TypeError, UnsupportedAlgorithm):
             private = None
         if not isinstance(private, ec.EllipticCurvePrivateKey):
-            raise Mistake(f"{path} is no key of a node: make one by ssh-keygen -t ecdsa -b 256 -N '' -f {path}")
+            raise Mistake(f"{path} is no key of a node: make one by ssh-keygen -t ecdsa -b 256 -N '' -f FILE")
         return cls(private, path)
 
     @classmethod
@@ -414,7 +414,7 @@ class FleetLink:
             return "it speaks plain text where TLS was expected: it runs with --insecure, so must the node, or neither"
         if self.address.insecure and "refused" not in details and self._speaks_tls():
             return "it speaks TLS: leave --insecure away, and name its CA by --root-certificates"
-        return _line(details)
+        return _line(details.rpartition(": ")[2] if "last error" in details else details.partition(": [")[0])
 
     def _speaks_tls(self) -> bool:
         """Whether TLS is what answers there: to plain text it only closes the line."""
