@@ -84,6 +84,7 @@ def sweep(
         note(f"failed: {name}: {words} (its log: {directory / name / 'run.log'})")
     if interrupted:
         given = [f"--grid={one}" for one in grid or []] + [f"--set={one}" for one in changes]
+        given += [f"--jobs={jobs}"] if jobs else []
         again = shlex.join(["fedrl", "sweep", str(conf), f"--seeds={seeds}", *given, f"--out={directory}"])
         note(f"interrupted with {found['finished']} of {found['runs']} runs finished; go on with: {again}")
         raise typer.Exit(130)
