@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from strategies.messages import RefusedError
 Flat = Mapping[str, bool | int | float | str]
 
 FAST_S = 0.005  # the shortest pause between two questions
-SHARE = 0.02  # a pause is this share of the silence so far: nobody waits 2 % longer because we do not ask all the time
+SHARE = 0.1  # a pause is this share of the silence so far: a question costs the SuperLink as much as an object
 LIVE_S = 0.25  # the longest pause while a run is live
 IDLE_S = 2.0  # and while none is
 PROBE_S = 2.0  # how often a silent run is asked whether it has ended
@@ -145,8 +146,9 @@ class Node:
     # The loop.
 
     def _loop(self) -> None:
-        heard, tries = time.monotonic(), 0
+        heard, silences, tries = time.monotonic(), deque([0.0, 0.0], maxlen=2), 0
         while not self.stop():
+            asked = time.monotonic()
             try:
                 busy = [self._look_after(agent) for agent in self.agents if not self.stop()]
             except Unreachable as error:
@@ -157,10 +159,12 @@ class Node:
             tries = 0
             self._reached()
             if any(busy):
+                silences.append(asked - heard)
                 heard = time.monotonic()
-                continue
+            # Rounds are alike: nothing is to be expected before half of what it took lately.
+            quiet = time.monotonic() - heard
             longest = LIVE_S if any(agent.runs for agent in self.agents) else IDLE_S
-            self.stop.wait(min(max(FAST_S, SHARE * (time.monotonic() - heard)), longest))
+            self.stop.wait(min(max(FAST_S, SHARE * quiet, min(silences) / 2 - quiet), longest))
 
     def _look_after(self, agent: Agent) -> bool:
         """One message of an agent at most; whether there was one."""
