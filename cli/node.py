@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,9 @@ def node(
     grace: Annotated[
         float, typer.Option(help="Seconds that a message in progress has left at SIGTERM.", min=0.1)
     ] = 5.0,
+    attack: Annotated[
+        str, typer.Option(help="The agents here attack, whatever the run says: sign-flip, or none@1,zero@10.")
+    ] = "",
     max_message_mb: Annotated[int, typer.Option(help="A larger message is refused.", min=1, max=2000)] = 256,
 ) -> None:
     """Host agents for a SuperLink: a process that stays, with what it has learned, until SIGTERM."""
@@ -46,6 +50,14 @@ def node(
     host, _, port = superlink.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise Mistake(f"--superlink is HOST:PORT, such as 127.0.0.1:9092, not '{superlink}'")
+
+    if attack:
+        from client.attacks import schedules
+
+        if set(schedules(attack, "--attack")) != {None}:
+            raise Mistake(
+                "--attack is for all agents of this node: start another node for those that do something else"
+            )
 
     # Seconds of imports, after what can be wrong was looked at.
     from client.client_app import snapshots
@@ -64,7 +76,7 @@ def node(
     Node(
         Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
         numbers,
-        Party,
+        partial(Party, attack=attack),
         run_name,
         folder,
         keys,

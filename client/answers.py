@@ -6,23 +6,31 @@ A node answers for one agent at a time, the local engine for all of them; both c
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from agents.fleet import Fleet, Report
-from client import digest
+from client import attacks, digest
 from client.session import Session
 from core.errors import Failure
 from strategies import messages
 
+F32 = NDArray[np.float32]
 Asked = Sequence[tuple[int, Message]]
 
 
-def answer(session: Session, asked: Asked) -> list[RecordDict]:
+class Reply(NamedTuple):
+    """What an agent answers, and how many seconds late it is on purpose: infinitely many when it never goes."""
+
+    content: RecordDict
+    after: float = 0.0
+
+
+def answer(session: Session, asked: Asked) -> list[Reply]:
     """The answers to messages of one kind and one config; each comes with its agent's row in the session's fleet."""
     kind = asked[0][1].metadata.message_type
     known = {MessageType.TRAIN: _train, MessageType.EVALUATE: _evaluate, MessageType.QUERY: _describe}
@@ -42,7 +50,7 @@ def layout(session: Session) -> int:
     return messages.layout(session.config.algorithm, worlds.observation_space, worlds.action_space, widths)
 
 
-def _train(session: Session, asked: Asked) -> list[RecordDict]:
+def _train(session: Session, asked: Asked) -> list[Reply]:
     """Train from the weights that came and send back the own, or measure a gradient there and send that."""
     begun = time.perf_counter()
     order, mine = messages.order(asked[0][1]), layout(session)
@@ -53,14 +61,18 @@ def _train(session: Session, asked: Asked) -> list[RecordDict]:
         )
     _load(session, asked)
     rows = [row for row, _ in asked]
+    came: dict[str, F32] = {}
     if order.exchange == "weights":
-        report = session.train(order.work, rows, order.settle)
+        if session.plan.attackers(order.round):
+            came = {name: matrix[rows] for name, matrix in session.fleet.parts.items() if name in order.parts}
+        report = session.train(order.work, rows, order.settle, order.round)
         own = exchangeable(session.fleet)
-        sent = {name: own[name][rows] for name in order.parts}
+        honest = {name: own[name][rows] for name in order.parts}
     else:
         (part,) = order.parts
-        gradient, report = session.measure(part, order.work, rows, order.settle)
-        sent = {part: gradient}
+        gradient, report = session.measure(part, order.work, rows, order.settle, order.round)
+        honest = {part: gradient}
+    sent = _lied(session, order.round, rows, honest, came)
     took = time.perf_counter() - begun
     measured = _measured(report, took)
     answers = []
@@ -75,12 +87,32 @@ def _train(session: Session, asked: Asked) -> list[RecordDict]:
         } | {
             messages.MEASURED + name: float(values[at]) for name, values in measured.items() if values[at] == values[at]
         }
-        answers.append(messages.content(arrays, metrics=MetricRecord(metrics)))
+        late = session.plan.after(session.numbers[row], order.round)
+        answers.append(Reply(messages.content(arrays, metrics=MetricRecord(metrics)), late))
     return answers
 
 
-def _evaluate(session: Session, asked: Asked) -> list[RecordDict]:
-    """Judge the weights that came in each agent's world; its own stay as they are."""
+def _lied(
+    session: Session, number: int, rows: Sequence[int], honest: Mapping[str, F32], came: Mapping[str, F32]
+) -> dict[str, list[F32]]:
+    """What is sent: what was learned, and what liars make of theirs. Those who make the same attack know each other."""
+    sent = {name: list(matrix) for name, matrix in honest.items()}
+    kinds = [session.plan.kind(session.numbers[row], number) for row in rows]
+    for kind in attacks.LIES.keys() & set(kinds):
+        liars = [at for at, other in enumerate(kinds) if other == kind]
+        liars.sort(key=lambda at: session.numbers[rows[at]])
+        seeds = [session.fleet.seeds[rows[at]] for at in liars]
+        for name in session.fleet.parts.keys() & sent.keys():
+            matrix, start = honest[name][liars], came[name][liars] if came else None
+            layers = attacks.layers(session.fleet, name, matrix.shape[1])
+            about = attacks.About(session.config.agents, layers, session.config.attack, part=name)
+            for at, row in zip(liars, attacks.lies(kind, matrix, seeds, number, about, start), strict=True):
+                sent[name][at] = row
+    return sent
+
+
+def _evaluate(session: Session, asked: Asked) -> list[Reply]:
+    """Judge the weights that came in each agent's world; its own stay as they are. Liars are honest here."""
     own = {name: array.copy() for name, array in session.fleet.learned.items()}
     try:
         _load(session, asked)
@@ -89,12 +121,12 @@ def _evaluate(session: Session, asked: Asked) -> list[RecordDict]:
     finally:
         session.fleet.load_learned(own)
     return [
-        messages.content(metrics=MetricRecord({"party": session.numbers[row], "return": float(value)}))
+        Reply(messages.content(metrics=MetricRecord({"party": session.numbers[row], "return": float(value)})))
         for row, value in zip(rows, returns, strict=True)
     ]
 
 
-def _describe(session: Session, asked: Asked) -> list[RecordDict]:
+def _describe(session: Session, asked: Asked) -> list[Reply]:
     """Who each agent is."""
     worlds = session.worlds
     widths = {f"width.{name}": matrix.shape[1] for name, matrix in exchangeable(session.fleet).items()}
@@ -105,9 +137,13 @@ def _describe(session: Session, asked: Asked) -> list[RecordDict]:
         "actions": str(worlds.action_space),
         "layout": layout(session),
         "app": digest.installed(),
-        "attack-free": True,
     }
-    return [messages.content(config=ConfigRecord({"party": session.numbers[row], **who, **widths})) for row, _ in asked]
+    answers = []
+    for row, _ in asked:
+        number = session.numbers[row]
+        own = {"party": number, "attack-free": session.plan.honest(number)}
+        answers.append(Reply(messages.content(config=ConfigRecord({**own, **who, **widths}))))
+    return answers
 
 
 def _load(session: Session, asked: Asked) -> None:

@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
+from client.attacks import Silence
 from client.party import Flat, Party, run_name
 from core.errors import Mistake
 
@@ -27,7 +29,10 @@ def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
     def reply(message: Message, context: Context) -> Message:
         config = context.run_config if flat is None else flat
         party = _party(context, config, state or snapshots())
-        return Message(party.answer(message, keep=True), reply_to=message)
+        try:
+            return Message(party.answer(message, keep=True), reply_to=message)
+        except Silence as silence:  # Flower takes no silence from an app
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(silence)), reply_to=message)
 
     app.train()(reply)
     app.evaluate()(reply)

@@ -27,6 +27,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 
 from client import digest
+from client.attacks import Silence
 from client.fleet_link import HEARTBEAT_S, Address, FleetLink, Forgotten, Key, RunOver, TooLarge, Unreachable
 from core.errors import Failure, Mistake
 from strategies.messages import RefusedError
@@ -193,7 +194,7 @@ class Node:
         begun, run_id = time.perf_counter(), message.metadata.run_id
         try:
             reply, whole = self._reply(agent, message, tree)
-            if not agent.link.reply(reply, time.perf_counter() - begun):
+            if reply is not None and not agent.link.reply(reply, time.perf_counter() - begun):
                 self.say(f"agent {agent.number}: a reply was not taken, it came too late")
             if whole:  # otherwise the server may still be sending: what is left goes when the run ends
                 agent.link.done(message)
@@ -203,7 +204,7 @@ class Node:
             if run_id in agent.runs:
                 agent.runs[run_id].heard = time.monotonic()
 
-    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> tuple[Message, bool]:
+    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> tuple[Message | None, bool]:
         """The party's answer, or one sentence on why there is none; and whether the message came whole."""
         whole, code = None, ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         try:
@@ -219,6 +220,9 @@ class Node:
             code, reason = ErrorCode.INVALID_FAB, run.refused
         except (Unreachable, Forgotten, RunOver):
             raise
+        except Silence:
+            self._answering = None
+            return None, True
         except TooLarge:
             reason = f"the message is larger than {self.address.max_bytes >> 20} MB, this node's --max-message-mb"
         except Exception as error:

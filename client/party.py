@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Message, MessageType, RecordDict
 
 from client.answers import answer
+from client.attacks import Silence
 from client.session import RunConfig, Session
 from core.config import build, unflatten
 from core.errors import Mistake
@@ -36,24 +40,33 @@ def run_name(flat: Flat, run_id: int) -> str:
 
 
 class Party:
-    """One agent, message after message."""
+    """One agent, message after message; with an ``attack`` of its own it is a liar, whatever the run says."""
 
-    def __init__(self, number: int, flat: Flat, run: str, state: Path) -> None:
+    def __init__(self, number: int, flat: Flat, run: str, state: Path, attack: str = "") -> None:
         self.config, self.number = run_config(flat), number
         if not 0 <= number < self.config.agents:
             raise Mistake(f"agent {number} is not in this run: it has the agents 0 to {self.config.agents - 1}")
+        if attack:
+            alone = replace(self.config.attack, kind=attack, agents=(number,), byzantine=0)
+            self.config = replace(self.config, attack=alone)
         self.path = state / run / f"agent-{number}.npz"
         if not self.path.parent.exists():
             _forget_old_runs(state)
         self._open()
 
     def answer(self, message: Message, keep: bool = False) -> RecordDict:
-        """The answer to a message; a snapshot follows a training if the message or ``keep`` asks for it."""
+        """The answer to a message; a snapshot follows a training if the message or ``keep`` asks for it.
+
+        An attack may make it late, or raise Silence: then there is none.
+        """
         self._refresh()
         (found,) = answer(self.session, [(0, message)])
         if message.metadata.message_type == MessageType.TRAIN and (keep or messages.order(message).save):
             self.save()
-        return found
+        if math.isinf(found.after):
+            raise Silence(f"agent {self.number} is told not to answer")
+        time.sleep(found.after)
+        return found.content
 
     def save(self) -> None:
         """Leave everything on disk that the next process needs to go on."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from agents import FLEETS
-from agents.fleet import Fleet, Report
+from agents.fleet import F32, Fleet, Report, merge
 from agents.policy_gradient import PolicyGradientConfig
 from agents.ppo import PPOConfig
 from agents.td3 import TD3Config
+from client.attacks import FALSE_WORLDS, AttackConfig, Plan, drawn_in
+from client.false_worlds import FalseWorlds
 from core.config import option, table
 from core.errors import Failure, Mistake
 from core.rows import Array, Rows
@@ -22,7 +24,7 @@ from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from strategies.federation import FederationConfig
 
-Answer = TypeVar("Answer")
+Act = Callable[[Fleet], tuple[F32, Report]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PartyConfig:
     policy_gradient: PolicyGradientConfig = table(PolicyGradientConfig)
     ppo: PPOConfig = table(PPOConfig)
     td3: TD3Config = table(TD3Config)
+    attack: AttackConfig = table(AttackConfig)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Session(Rows):
     ROWS = ("fleet",)
 
     def __init__(self, config: PartyConfig, numbers: Sequence[int] | None = None, render: bool = False) -> None:
-        self.config = config
+        self.config, self.plan = config, Plan(config.attack, config.agents)
         self.numbers = list(range(config.agents)) if numbers is None else list(numbers)
         if config.algorithm == "td3" and config.td3.precision != "float32":
             import torch  # only products in bf16 need it, and it takes seconds
@@ -98,20 +101,24 @@ class Session(Rows):
             self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
             self.judges.frozen = True
 
-    def train(self, work: int, rows: Sequence[int] | None = None, settle: bool = False) -> Report:
-        """Train all agents, or those of some rows; ``settle`` ends their episodes where a state could not hold them."""
-        return self._with(rows, lambda fleet: fleet.train(work), settle)
+    def train(self, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0) -> Report:
+        """Train all agents, or those of some rows; ``settle`` ends their episodes where a state could not hold them.
+
+        In round ``number`` some may act in worlds that lie to them.
+        """
+        return self._with(rows, lambda fleet: (_nothing(fleet), fleet.train(work)), settle, number)[1]
 
     def measure(
-        self, part: str, work: int, rows: Sequence[int] | None = None, settle: bool = False
-    ) -> tuple[NDArray[np.float32], Report]:
+        self, part: str, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0
+    ) -> tuple[F32, Report]:
         """A gradient of a part for all agents, or those of some rows, on so much fresh data."""
-        return self._with(rows, lambda fleet: fleet.measure(part, work), settle)
+        return self._with(rows, lambda fleet: fleet.measure(part, work), settle, number)
 
-    def _with(self, rows: Sequence[int] | None, act: Callable[[Fleet], Answer], settle: bool) -> Answer:
-        whole = rows is None or len(rows) == len(self.numbers)
+    def _with(self, rows: Sequence[int] | None, act: Act, settle: bool, number: int) -> tuple[F32, Report]:
+        rows = range(len(self.numbers)) if rows is None else rows
+        whole = len(rows) == len(self.numbers)
         fleet: Fleet = self.fleet if whole else self.fleet.take(rows)
-        answer = act(fleet)
+        answer = _in_their_worlds(fleet, [self.plan.kind(self.numbers[row], number) for row in rows], number, act)
         if settle:
             fleet.settle()
         if not whole:
@@ -149,3 +156,29 @@ def make_fleet(config: PartyConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:
     fleet = FLEETS[config.algorithm](getattr(config, config.algorithm.replace("-", "_")), worlds, seeds)
     assert isinstance(fleet, Fleet)
     return fleet
+
+
+def _in_their_worlds(fleet: Fleet, kinds: Sequence[str], number: int, act: Act) -> tuple[F32, Report]:
+    """All agents act, those whose attack is a false world in groups of their own: honest ones notice nothing."""
+    false = [kind if kind in FALSE_WORLDS else "" for kind in kinds]
+    if not any(false):
+        return act(fleet)
+    found: dict[int, F32] = {}
+    whole = Report(np.zeros(fleet.agents, np.int64), np.zeros(fleet.agents, np.int64))
+    for kind in sorted(set(false)):
+        rows = np.flatnonzero([other == kind for other in false])
+        part: Fleet = fleet.take(rows)
+        true = part.worlds
+        if kind:
+            part.worlds = FalseWorlds(true, kind, drawn_in(number, part.seeds, "attack", lanes=true.copies))
+        G, report = act(part)
+        part.worlds = true
+        fleet.put(rows, part)
+        merge(whole, rows, report, fleet.agents)
+        found |= zip(rows.tolist(), G, strict=True)
+    return np.stack([found[row] for row in range(fleet.agents)]), whole
+
+
+def _nothing(fleet: Fleet) -> F32:
+    """The gradient of agents that train: none."""
+    return np.empty((fleet.agents, 0), np.float32)

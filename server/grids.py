@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +30,7 @@ class LocalGrid(Grid):
     def __init__(self, session: Session) -> None:
         self.session = session
         self._open: dict[str, Message] = {}
+        self._late: dict[str, tuple[float, Message]] = {}  # answers that an attack keeps back, and until when
         self._ids = map(str, itertools.count(1))
 
     def get_node_ids(self) -> list[int]:
@@ -43,19 +46,34 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        asked = [self._open.pop(name) for name in message_ids if name in self._open]
+        names = list(message_ids)
+        asked = [self._open.pop(name) for name in names if name in self._open]
         alike: dict[Any, list[Message]] = {}
         for message in asked:
             alike.setdefault(_what_is_asked(message), []).append(message)
-        return [reply for group in alike.values() for reply in self._answer(group)]
+        found = [reply for group in alike.values() for reply in self._answer(group)]
+        due = [name for name in names if name in self._late and self._late[name][0] <= time.monotonic()]
+        return found + [self._late.pop(name)[1] for name in due]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        return self.pull_messages(self.push_messages(messages))
+        names, begun = self.push_messages(messages), time.monotonic()
+        found = self.pull_messages(names)
+        while any(name in self._late for name in names) and (timeout is None or time.monotonic() - begun < timeout):
+            time.sleep(0.01)
+            found += self.pull_messages(names)
+        return found
 
     def _answer(self, asked: list[Message]) -> list[Message]:
+        """The answers that go at once; those that an attack delays are kept back, and silence is no answer."""
         rows = [self.session.numbers.index(message.metadata.dst_node_id - 1) for message in asked]
-        found = answer(self.session, list(zip(rows, asked, strict=True)))
-        return [Message(content, reply_to=message) for content, message in zip(found, asked, strict=True)]
+        answers, now = answer(self.session, list(zip(rows, asked, strict=True))), time.monotonic()
+        found = []
+        for (content, after), message in zip(answers, asked, strict=True):
+            if not after:
+                found.append(Message(content, reply_to=message))
+            elif math.isfinite(after):
+                self._late[message.metadata.message_id] = now + after, Message(content, reply_to=message)
+        return found
 
     def set_run(self, run: Run) -> None:
         raise NotImplementedError("a local grid belongs to no run of Flower's")
