@@ -140,11 +140,34 @@ class PolicyGradientFleet(Fleet):
 
     def ascent(self, W: F32, found: Trajectories, weight: F32 | None = None) -> F32:
         """g (K, d): the mean over timesteps of weight * grad log pi A, at the policies ``W``."""
-        G = np.empty_like(W)
         advantage = self.advantages(found)
+        return self._ascent(W, found, advantage if weight is None else weight * advantage)
+
+    def progress_since(self, then: F32, found: Trajectories) -> tuple[F32, float]:
+        """g(theta_n) - g_w(theta_0) for one agent's trajectories at its policy now, and the mean importance weight."""
+        weight = equations.importance_weight(self.log_probs(then, found), self.log_probs(self.policy, found))
+        now, before = self.ascent(self.policy, found), self.ascent(then, found, weight)
+        change: F32 = equations.scsg_direction(now, before, np.zeros_like(now))
+        used = np.arange(weight.shape[1]) < found.used[:, None]
+        return change, float(weight[used].mean())
+
+    def scatter(self, W: F32, found: Trajectories) -> float:
+        """s^2: the variance of the gradient of one trajectory, summed over the weights, from one agent's batch.
+
+        A batch is a mean over timesteps, so long trajectories weigh more: the estimate is that of a ratio.
+        """
+        each = _apart(found, self.advantages(found))
+        G = self._ascent(np.repeat(W, len(each[0].used), axis=0), *each).astype(np.float64)
+        share = found.lengths[0] / found.lengths[0].sum()
+        off = ((G - share @ G) ** 2).sum(axis=1)
+        n = len(share)
+        return float(n / (n - 1) * (share**2 * off).sum() * n)
+
+    def _ascent(self, W: F32, found: Trajectories, pull: F32) -> F32:
+        """The mean over timesteps of pull * grad log pi."""
+        G = np.empty_like(W)
         used = found.used[:, None]
-        scale = ((np.arange(advantage.shape[1]) < used) / used).astype(np.float32)
-        d: F32 = scale * advantage if weight is None else scale * weight * advantage
+        d: F32 = ((np.arange(pull.shape[1]) < used) / used).astype(np.float32) * pull
         for rows, stretch in self._chunks(found):
             said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
             back = said.nothing()
@@ -169,9 +192,9 @@ class PolicyGradientFleet(Fleet):
 
     def _chunks(self, found: Trajectories) -> Iterator[tuple[slice, slice]]:
         """Groups of agents whose steps fit a pass; every pass sees an agent whole."""
-        length = found.reward.shape[1]
+        agents, length = found.reward.shape
         group = max(1, _CHUNK // max(length, 1))
-        for begin in range(0, self.agents, group):
+        for begin in range(0, agents, group):
             rows = slice(begin, begin + group)
             yield rows, slice(0, int(found.used[rows].max()))
 
@@ -190,6 +213,20 @@ def _packed(obs: F32, action: NDArray[Any], reward: F32, lengths: NDArray[np.int
     _pack(obs, flat, reward, lengths, packed_obs, packed_action, packed_reward, last, totals)
     shaped = packed_action[..., 0] if action.ndim == 3 else packed_action
     return Trajectories(packed_obs, shaped, packed_reward, last, used, totals, lengths)
+
+
+def _apart(found: Trajectories, advantage: F32) -> tuple[Trajectories, F32]:
+    """One agent's trajectories as those of many agents with one each, and the advantages likewise."""
+    lengths = found.lengths[0]
+    L = int(lengths.max())
+    begin = np.cumsum(lengths) - lengths
+    at = np.minimum(begin[:, None] + np.arange(L), found.used[0] - 1)
+    inside = np.arange(L) < lengths[:, None]
+    parts = Trajectories(
+        found.obs[0][at], found.action[0][at], np.where(inside, found.reward[0][at], 0), found.last[0][at] | ~inside,
+        lengths, found.totals.T, lengths[:, None],
+    )  # fmt: skip
+    return parts, np.where(inside, advantage[0][at], 0).astype(np.float32)
 
 
 def _joined(waves: list[Trajectories]) -> Trajectories:

@@ -75,8 +75,12 @@ def run(
     else:
         name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         directory = RunDirectory.create(out or Path("out") / name, nested(config))
-    with interruptible() as stop, closing(session):
-        summary = engines.run(config, session, directory, teller(config), announce, stop, nodes)
+    try:
+        with interruptible() as stop, closing(session):
+            summary = engines.run(config, session, directory, teller(config), announce, stop, nodes)
+    except KeyboardInterrupt:
+        say.print(f"stopped at once; what is saved goes on with: fedrl run --resume {directory.path}", soft_wrap=True)
+        raise typer.Exit(130) from None
     records = directory.read_metrics()
     if any(value is not None for record in records for value in record["return"]):
         plots.curves(directory.curve, {config.algorithm: records}, f"{config.algorithm} on {config.world.id}")
@@ -130,9 +134,6 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
-    except KeyboardInterrupt:
-        say.print("[red]fedrl:[/red] stopped at once; what the last checkpoint holds is safe")
-        sys.exit(130)
     except (Mistake, Failure, OSError, MemoryError) as error:
         if debug:
             raise

@@ -23,6 +23,7 @@ from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from strategies.federation import FederationConfig
+from strategies.fedpg_br import FedPGConfig
 
 Act = Callable[[Fleet], tuple[F32, Report]]
 
@@ -58,7 +59,9 @@ class PartyConfig:
 class RunConfig(PartyConfig):
     """A run: who gathers what, for how long, where it runs, and what it leaves behind."""
 
-    strategy: str = option("alone", "How agents learn from each other; alone: not at all.", choices=("alone", "fedavg"))
+    strategy: str = option(
+        "alone", "How agents learn from each other; alone: not at all.", choices=("alone", "fedavg", "fedpg-br")
+    )
     engine: str = option(
         "local",
         "Where agents run: local, all in this process; ray, Flower's simulation; grpc, nodes behind a SuperLink.",
@@ -75,6 +78,7 @@ class RunConfig(PartyConfig):
         low=1,
     )
     federation: FederationConfig = table(FederationConfig)
+    fedpg: FedPGConfig = table(FedPGConfig)
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
     wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
 

@@ -115,6 +115,8 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
         value = int(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = f"{value:g}"  # as for a key that is a word or a number
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}")
     return value

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from agents.policy_gradient import PolicyGradientFleet
 from client.answers import exchangeable, layout
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
-from runs import figures
+from core.streams import Streams, agent_seeds
+from envs import make_worlds
+from runs import checkpoints, figures
 from runs.directory import RunDirectory
 from runs.trackers import Trackers
 from server.grids import LocalGrid
@@ -24,6 +28,7 @@ from server.rounds import Interrupted, QuorumError, Rounds
 from strategies.alone import Alone
 from strategies.fedavg import FedAvg
 from strategies.federation import Federation
+from strategies.fedpg_br import FedPG
 from strategies.robust import make_rule
 
 Record = dict[str, Any]
@@ -132,8 +137,23 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
     given = {"layout": layout(session), "agents": config.agents, "work": config.work}
     if config.strategy == "alone":
         return Alone({}, **given)
+    if config.strategy == "fedpg-br":
+        learner = server_learner(config)
+        return FedPG(learner, config.fedpg, config.federation, layout(session), config.agents, config.seed)
     rule = make_rule(config.federation, config.agents)
     return FedAvg(exchanged(config.federation.parts, session), rule=rule, wait_s=config.federation.wait_s, **given)
+
+
+def server_learner(config: RunConfig) -> PolicyGradientFleet:
+    """An agent for the server: in the first agent's world, by a seed that no agent has."""
+    if config.algorithm != "policy-gradient":
+        raise Mistake(f"fedpg-br gathers policy gradients: algorithm is policy-gradient then, not {config.algorithm}")
+    seeds = agent_seeds(config.seed, [config.agents])
+    world = replace(config.world, copies=config.fedpg.own_batch, workers=0)
+    learner = PolicyGradientFleet(config.policy_gradient, make_worlds(world, seeds, [0], purpose="server"), seeds)
+    first = agent_seeds(config.seed, [0])
+    learner.policy[...] = learner.shape.initial(Streams(first, "policy"), gains=None)
+    return learner
 
 
 def exchanged(parts: str, session: Session) -> dict[str, NDArray[Any]]:
@@ -184,6 +204,8 @@ class _Keeper:
         self.directory.save_checkpoint(arrays, meta, self.returns, self.config.checkpoints)
         about = {"algorithm": self.config.algorithm, "world": self.config.world.id}
         self.directory.save_weights(self.learned(), about, self.best)
+        for name, kept in rounds.strategy.keepsakes().items():
+            checkpoints.save(self.directory.path / f"{name}.npz", kept, about)
         self.best = self.unsaved = None
 
     def learned(self) -> dict[str, NDArray[Any]]:

@@ -73,6 +73,10 @@ class Federation(Strategy):
     def learned(self) -> Arrays:
         """All that acting needs, a row per agent or one for everybody; empty when agents keep theirs to themselves."""
 
+    def keepsakes(self) -> dict[str, Arrays]:
+        """Other weights that a run leaves, each as a file of its name."""
+        return {}
+
     @abstractmethod
     def state(self) -> Arrays:
         """Everything a resume needs, by name."""

@@ -47,7 +47,7 @@ NEEDS: dict[str, Callable[[int], int]] = {
     "norm-clipping": lambda f: 2 * f + 1,
     "mixing": lambda f: 2 * f + 1,
 }
-RULES = tuple(name for name in NEEDS if name != "mixing")
+RULES = ("auto", *(name for name in NEEDS if name != "mixing"))
 MOST_LEFT_OUT = 20  # by minimum-diameter: the search for whom to leave out can double with every two of them
 
 
@@ -59,7 +59,9 @@ class TooFewError(ValueError):
 class RuleConfig:
     """How the rows of the parties become one."""
 
-    rule: str = option("weighted-mean", "how the rows of the parties become one", choices=RULES)
+    rule: str = option(
+        "auto", "how the rows of the parties become one (auto: fedpg for fedpg-br, else weighted-mean)", choices=RULES
+    )
     byzantine: int = option(0, "f: how many liars the rule must survive (the two means survive none)", low=0)
     mixing: bool = option(False, "replace every row by the mean of the n - f nearest to it before the rule")
     keep: int = option(0, "rows that multi-krum averages (0: n - f)", low=0)
@@ -67,33 +69,47 @@ class RuleConfig:
     smoothing: float = option(1e-6, "no row counts as nearer than this share of the median distance", above=0, high=1)
     radius: float = option(0.0, "where clipping begins (0: at the median of the distances, anew in every step)", low=0)
     clipping_steps: int = option(3, "steps of centered-clipping", low=1)
-    sigma: float = option(0.06, "how far honest gradients may be from the true one (fedpg)", above=0)
+    sigma: str = option("auto", "how far honest gradients may be from the true one (fedpg); auto: fedpg-br measures it")
     delta: float = option(0.6, "how often an honest row may be mistaken for a lie (fedpg)", above=0, high=1)
     alpha: float = option(0.4, "bound on the share of liars (fedpg)", low=0, high=0.5)
     batch: int = option(16, "trajectories behind every row (fedpg)", low=1)
 
 
+def number(sigma: str) -> float:
+    """A sigma that is given and not measured."""
+    try:
+        found = float(sigma)
+        if not 0 < found < math.inf:
+            raise ValueError
+    except ValueError:
+        raise Mistake(f"'sigma' is auto or a number above 0, not {sigma!r}") from None
+    return found
+
+
 def make_rule(config: RuleConfig, parties: int) -> Rule:
     """The rule of a configuration, for this many parties."""
     f, c = config.byzantine, config
-    for name in (c.rule, "mixing") if c.mixing else (c.rule,):
+    rule = "weighted-mean" if c.rule == "auto" else c.rule
+    if rule == "fedpg" and c.sigma == "auto":
+        raise Mistake("'sigma' = auto is measured by the strategy fedpg-br; elsewhere the rule fedpg needs a number")
+    for name in (rule, "mixing") if c.mixing else (rule,):
         if parties < (needed := NEEDS[name](f)):
             raise Mistake(
                 f"'{name}' needs at least {needed} parties to survive byzantine = {f}, and there are {parties}; "
                 "lower byzantine, add parties, or take another rule"
             )
-    if c.rule == "minimum-diameter" and f > MOST_LEFT_OUT:
+    if rule == "minimum-diameter" and f > MOST_LEFT_OUT:
         raise Mistake(
             f"'minimum-diameter' searches for at most {MOST_LEFT_OUT} liars, not byzantine = {f}; try 'median'"
         )
-    if c.rule == "multi-krum" and c.keep > parties - f:
+    if rule == "multi-krum" and c.keep > parties - f:
         raise Mistake(
             f"'multi-krum' can keep {parties - f} of {parties} rows with byzantine = {f}, not keep = {c.keep}"
         )
     rules: dict[str, Rule] = {
         "weighted-mean": weighted_mean,
         "mean": lambda rows, weights: mean(rows),
-        "fedpg": lambda rows, weights: fedpg_filter(rows, parties, c.batch, c.sigma, c.delta, c.alpha),
+        "fedpg": lambda rows, weights: fedpg_filter(rows, parties, c.batch, number(c.sigma), c.delta, c.alpha),
         "median": lambda rows, weights: median(rows, f),
         "trimmed-mean": lambda rows, weights: trimmed_mean(rows, f),
         "krum": lambda rows, weights: krum(rows, f),
@@ -104,7 +120,7 @@ def make_rule(config: RuleConfig, parties: int) -> Rule:
         "minimum-diameter": lambda rows, weights: minimum_diameter(rows, f),
         "norm-clipping": lambda rows, weights: norm_clipping(rows, f, c.radius),
     }
-    return after_mixing(rules[c.rule], f) if c.mixing else rules[c.rule]
+    return after_mixing(rules[rule], f) if c.mixing else rules[rule]
 
 
 def weighted_mean(rows: F32, weights: NDArray[np.float64]) -> Verdict:

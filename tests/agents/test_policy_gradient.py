@@ -211,3 +211,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 2.0
+
+
+def test_what_scatters_is_the_variance_of_a_batchs_gradient() -> None:
+    """s^2 / B, from one batch of 16, against the variance of the gradients of 150 batches."""
+    fleet = fleet_for("discrete", numbers=(0,), copies=16)
+    estimates, gradients = [], []
+    for _ in range(150):
+        found = fleet.sample(fleet.policy, 16)
+        estimates.append(fleet.scatter(fleet.policy, found))
+        gradients.append(fleet.ascent(fleet.policy, found)[0].astype(np.float64))
+    measured = np.var(gradients, axis=0, ddof=1).sum() * 16
+    assert abs(np.mean(estimates) / measured - 1) < 0.2
+
+
+def test_there_is_no_progress_where_nothing_has_moved() -> None:
+    fleet = fleet_for("discrete", numbers=(0,), copies=4)
+    found = fleet.sample(fleet.policy, 4)
+    change, weight = fleet.progress_since(fleet.policy.copy(), found)
+    assert weight == 1.0
+    assert not change.any()
+    then = fleet.policy.copy()
+    fleet.policy += 0.01
+    change, weight = fleet.progress_since(then, found)
+    assert change.any()
+    assert 0 < abs(weight - 1.0) < 0.1

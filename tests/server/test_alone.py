@@ -126,6 +126,46 @@ def test_interrupted_and_resumed(tmp_path):
     assert [record["round"] for record in run.read_metrics()] == list(range(1, done + 3))
 
 
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    """One round takes minutes: the first Ctrl-C waits for its end, the second does not."""
+    conf, out = tmp_path / "long.toml", tmp_path / "run"
+    conf.write_text(CONF.format(steps=10**9, world="CartPole-v1"))
+    command = [sys.executable, "-c", MAIN, "run", str(conf), "--out", str(out), "--set", "work=100000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        limit = time.monotonic() + 60
+        while not (out / "lock").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "stopped at once" in told
+    assert "Traceback" not in told
+
+
+def test_a_full_disk_is_a_failure_and_code_1(tmp_path):
+    """No file of this process may grow beyond what the first records need."""
+    import resource
+
+    conf = tmp_path / "a.toml"
+    conf.write_text(CONF.format(steps=64, world="CartPole-v1"))
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    done = fedrl("run", conf, "--out", tmp_path / "run", "--set", "tensorboard=false", preexec_fn=small)
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

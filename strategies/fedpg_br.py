@@ -1,0 +1,203 @@
+"""FedPG-BR (Fan 2021): policy gradients of many parties, a filter for liars, variance reduction at the server.
+
+Parties send gradients, never weights. The server makes one of them, and then takes several steps with trajectories of
+its own, each corrected by what the parties saw (SCSG). One Adam, at the server, does all the stepping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
+
+from core.config import option
+from core.errors import Mistake
+from core.rows import adopt
+from strategies import messages
+from strategies.federation import Arrays, Config, Federation, FederationConfig
+from strategies.messages import Trained
+from strategies.robust import Rule, TooFewError, Verdict, fedpg_filter, make_rule, number
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FedPGConfig:
+    """The server of FedPG-BR: batches, inner loop, guard."""
+
+    batch_min: int = option(12, "Trajectories per agent and round, at least; drawn anew each round.", low=1)
+    batch_max: int = option(20, "Trajectories per agent and round, at most.", low=1)
+    own_batch: int = option(4, "b: trajectories that the server samples for each inner step.", low=2)
+    inner: str = option(
+        "scsg",
+        "Inner loop: scsg, a geometric number of steps (mean 1 + B/b); svrpg, always three; none, one.",
+        choices=("scsg", "svrpg", "none"),
+    )
+    guard: float = option(0.005, "The inner loop stops when the mean importance weight is so far from 1.", above=0)
+    margin: float = option(1.5, "sigma = auto: the filter's radius in usual distances of honest gradients.", above=0)
+    memory: float = option(0.5, "sigma = auto: how much of the old estimate survives a new one.", low=0, high=0.99)
+
+
+class Learner(Protocol):
+    """The server's own agent: a fleet of one with worlds of its own (agents/policy_gradient.py)."""
+
+    policy: F32
+    worlds: Any
+
+    def sample(self, W: F32, batch: int, report: Any = None) -> Any: ...
+    def ascent(self, W: F32, found: Any, weight: F32 | None = None) -> F32: ...
+    def progress_since(self, then: F32, found: Any) -> tuple[F32, float]: ...
+    def scatter(self, W: F32, found: Any) -> float: ...
+    def apply(self, part: str, G: F32) -> None: ...
+    def state(self) -> Arrays: ...
+    def load_state(self, state: Mapping[str, NDArray[Any]], where: str = "") -> None: ...
+
+
+class FedPG(Federation):
+    """Every round parties measure a gradient at the same policy; the server filters, and steps with its own help."""
+
+    def __init__(
+        self, learner: Learner, config: FedPGConfig, rules: FederationConfig, layout: int, agents: int, seed: int
+    ) -> None:
+        if config.batch_min > config.batch_max:
+            raise Mistake(f"'fedpg.batch-min' = {config.batch_min} is above 'fedpg.batch-max' = {config.batch_max}")
+        super().__init__({"policy": learner.policy.shape[1]}, layout, agents, config.batch_max, rules.wait_s)
+        self.learner, self.config, self.rules, self.seed = learner, config, rules, seed
+        self.filters = rules.rule in ("auto", "fedpg")
+        self.sigma = None if rules.sigma == "auto" else number(rules.sigma)
+        self.rule: Rule | None = None if self.filters else make_rule(rules, agents)
+        # What is known of one trajectory's gradient: its variance, summed over the weights; not yet is negative.
+        self.variance = np.full((1, 1), -1.0)
+        self.picked = learner.policy.copy()
+        # Trajectories of each party, and of the server.
+        self.sampled = np.zeros((1, 2))
+
+    def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
+        asked = {**extra, "work": self._batch(number), "exchange": "gradients"}
+        return dict.fromkeys(agents, self.order(number, self.arrays(), asked))
+
+    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+        return dict.fromkeys(agents, messages.content(self.arrays()))
+
+    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+        batch = self._batch(number)
+        lived = int(self.learner.worlds.steps[0])
+        auto = self.filters and self.sigma is None
+        if auto and self.variance[0, 0] < 0:
+            self._calibrate([self._scatter(batch)])
+        rows = np.stack([reply.parts["policy"] for reply in replies])
+        verdict, notes = self._judge(rows, np.array([reply.updates for reply in replies]), batch)
+        mu = -verdict.row[None] if verdict is not None else None
+        steps, scatters = self._ascend(mu, batch, number)
+        if auto:
+            self._calibrate(scatters or [self._scatter(self.config.own_batch)])
+        self.sampled += [[batch, 0.0]]
+        generator = np.random.default_rng([self.seed, number, 2])
+        if generator.random() < 1.0 / number:
+            self.picked[...] = self.learner.policy
+        kept: list[int | None] = [None] * self.agents
+        for k, reply in enumerate(replies):
+            kept[reply.agent] = int(verdict is not None and k in verdict.kept)
+        own, others = self.sampled[0, 1], self.sampled[0, 0]
+        per_agent = (self.agents * others + own) / (self.agents + 1)
+        return notes | {
+            "kept.policy": kept,
+            "batch": batch,
+            "inner-steps": steps,
+            "server-steps": int(self.learner.worlds.steps[0]) - lived,
+            "trajectories": [per_agent] * self.agents,
+        }
+
+    def learned(self) -> Arrays:
+        return {"policy": self.learner.policy.copy()}
+
+    def keepsakes(self) -> dict[str, Arrays]:
+        """The paper's output: the policy after a round that was picked uniformly."""
+        return {"picked": {"policy": self.picked}}
+
+    def state(self) -> Arrays:
+        own = {"variance": self.variance, "picked": self.picked, "sampled": self.sampled}
+        return own | {f"server.{name}": array for name, array in self.learner.state().items()}
+
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for name in ("variance", "picked", "sampled"):
+            adopt(getattr(self, name), state, name)
+        self.learner.load_state(state, "server.")
+
+    def arrays(self) -> ArrayRecord:
+        return messages.pack({"policy": self.learner.policy[0]})
+
+    def adopt(self, arrays: ArrayRecord) -> None:
+        self.learner.policy[0] = arrays["policy"].numpy()
+
+    def _batch(self, number: int) -> int:
+        """B_t: the same for all parties of a round."""
+        generator = np.random.default_rng([self.seed, number, 0])
+        return int(generator.integers(self.config.batch_min, self.config.batch_max + 1))
+
+    def _judge(self, rows: F32, weights: NDArray[np.float64], batch: int) -> tuple[Verdict | None, dict[str, Any]]:
+        """One gradient of many, or nothing when nobody can be trusted."""
+        try:
+            if self.rule is not None:
+                verdict, sigma = self.rule(rows, weights), None
+            else:
+                sigma = self.sigma if self.sigma is not None else self._sigma()
+                verdict = fedpg_filter(rows, self.agents, batch, sigma, self.rules.delta, self.rules.alpha)
+        except TooFewError:
+            return None, {}
+        notes: dict[str, Any] = dict(verdict.notes)
+        if sigma is not None:
+            notes["sigma"] = sigma
+        return (verdict if verdict.kept.size else None), notes
+
+    def _ascend(self, mu: F32 | None, batch: int, number: int) -> tuple[int, list[float]]:
+        """The inner loop from theta_0: how many steps it took, and how far its trajectories' gradients scatter."""
+        learner, b = self.learner, self.config.own_batch
+        then, scatters = learner.policy.copy(), []
+        steps = self._length(batch, number)
+        for n in range(steps):
+            if n == 0 and mu is not None:
+                direction = mu  # g(theta_0) - g_w(theta_0) is nothing
+            else:
+                found = learner.sample(learner.policy, b)
+                self.sampled += [[0.0, b]]
+                scatters.append(learner.scatter(learner.policy, found))
+                if mu is None:
+                    direction = learner.ascent(learner.policy, found)
+                else:
+                    change, weight = learner.progress_since(then, found)
+                    if abs(weight - 1.0) > self.config.guard:
+                        return n, scatters
+                    direction = change + mu
+            learner.apply("policy", -direction)
+        return steps, scatters
+
+    def _length(self, batch: int, number: int) -> int:
+        """N_t: geometric with support from 1 and mean 1 + B/b for SCSG."""
+        if self.config.inner != "scsg":
+            return {"svrpg": 3, "none": 1}[self.config.inner]
+        b = self.config.own_batch
+        return int(np.random.default_rng([self.seed, number, 1]).geometric(b / (batch + b)))
+
+    def _scatter(self, batch: int) -> float:
+        found = self.learner.sample(self.learner.policy, batch)
+        self.sampled += [[0.0, batch]]
+        return self.learner.scatter(self.learner.policy, found)
+
+    def _calibrate(self, scatters: Sequence[float]) -> None:
+        """What the server's own trajectories say of honest gradients: parties cannot forge that."""
+        now, memory = float(np.mean(scatters)), self.config.memory
+        self.variance[...] = now if self.variance[0, 0] < 0 else memory * self.variance + (1 - memory) * now
+
+    def _sigma(self) -> float:
+        """The sigma whose threshold is ``margin`` times the usual distance of two honest gradients.
+
+        That distance is sqrt(2 s^2 / B) with s^2 the variance of one trajectory's gradient; T = 2 sigma sqrt(V / B).
+        """
+        V = 2 * math.log(2 * self.agents / self.rules.delta)
+        return self.config.margin * math.sqrt(float(self.variance[0, 0]) / (2 * V))

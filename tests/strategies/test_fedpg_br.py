@@ -1,0 +1,194 @@
+"""FedPG-BR's server: batches, filter, inner loop, guard, sigma, counts; against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.config import build
+from core.errors import Mistake
+from strategies.federation import FederationConfig
+from strategies.fedpg_br import FedPG, FedPGConfig
+from strategies.messages import Trained, order
+from tests.server.scripted import LAYOUT
+
+EXTRA = {"settle": True, "save": False}
+
+
+class Learner:
+    """A server's agent whose every number is known: gradients of 1, weights and scatter as the test says."""
+
+    def __init__(self, weight: float = 1.0, scatter: float = 4.0) -> None:
+        self.policy = np.zeros((1, 3), np.float32)
+        self.worlds = SimpleNamespace(steps=np.zeros(1, np.int64))
+        self.weight, self.spread, self.steps = weight, scatter, []  # type: ignore[var-annotated]
+
+    def sample(self, W: Any, batch: int, report: Any = None) -> int:
+        self.worlds.steps += 10 * batch
+        return batch
+
+    def ascent(self, W: Any, found: int, weight: Any = None) -> Any:
+        return np.ones_like(W)
+
+    def progress_since(self, then: Any, found: int) -> tuple[Any, float]:
+        return self.policy - then, self.weight
+
+    def scatter(self, W: Any, found: int) -> float:
+        return self.spread
+
+    def apply(self, part: str, G: Any) -> None:
+        self.steps.append(-G[0].copy())
+        self.policy -= G
+
+    def state(self) -> dict[str, Any]:
+        return {"policy": self.policy}
+
+    def load_state(self, state: Any, where: str = "") -> None:
+        self.policy[...] = state[where + "policy"]
+
+
+def fedpg(learner: Any = None, agents: int = 4, seed: int = 0, rules: Any = None, **config: Any) -> FedPG:
+    given = {name.replace("_", "-"): value for name, value in config.items()}
+    return FedPG(
+        learner or Learner(), build(FedPGConfig, given), build(FederationConfig, rules or {}), LAYOUT, agents, seed
+    )
+
+
+def reply(agent: int, row: list[float]) -> Trained:
+    return Trained(agent, {"policy": np.array(row, np.float32)}, 100, 100, 1, {})
+
+
+def honest(agents: int = 4) -> list[Trained]:
+    """d loss / d W of -1 each: upwards is +1."""
+    return [reply(agent, [-1, -1, -1]) for agent in range(agents)]
+
+
+def test_a_round_asks_everybody_for_a_gradient_on_the_same_batch() -> None:
+    strategy, seen = fedpg(), set()
+    for number in range(1, 200):
+        contents = strategy.orders(number, [0, 1, 3], EXTRA)
+        asked = [order(SimpleNamespace(content=content)) for content in contents.values()]  # type: ignore[arg-type]
+        assert {one.work for one in asked} == {asked[0].work}
+        assert asked[0].exchange == "gradients"
+        seen.add(asked[0].work)
+    assert seen == set(range(12, 21))
+
+
+def test_the_first_inner_step_goes_along_mu_and_the_next_add_the_own_correction() -> None:
+    """v = g(theta_n) - g_w(theta_0) + mu; the learner's correction is theta_n - theta_0, so steps double."""
+    learner = Learner()
+    notes = fedpg(learner, inner="svrpg").combine(1, honest())
+    assert notes["inner-steps"] == 3
+    np.testing.assert_allclose(learner.steps, [[1] * 3, [2] * 3, [4] * 3])
+
+
+def test_the_guard_stops_before_the_step() -> None:
+    for weight, steps in ((1.004, 3), (1.006, 1), (0.994, 1)):
+        learner = Learner(weight)
+        assert fedpg(learner, inner="svrpg").combine(1, honest())["inner-steps"] == steps
+        assert len(learner.steps) == steps
+
+
+def test_without_anybody_to_trust_the_server_steps_on_its_own_gradient() -> None:
+    learner = Learner(scatter=1e-6)
+    apart = [reply(agent, [float(10**agent), 0, 0]) for agent in range(4)]
+    notes = fedpg(learner, inner="none").combine(1, apart)
+    assert (notes["regime"], notes["kept.policy"]) == (0, [0, 0, 0, 0])
+    np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
+
+
+def test_the_length_of_the_inner_loop_is_geometric_with_mean_1_plus_B_over_b() -> None:
+    strategy = fedpg(batch_min=16, batch_max=16)
+    lengths = [strategy._length(16, number) for number in range(4000)]
+    assert min(lengths) == 1
+    # std of the mean: sqrt(1 - p) / p / sqrt(4000) = 0.07
+    assert abs(np.mean(lengths) - 5.0) < 0.25
+    assert abs(np.mean(np.array(lengths) == 1) - 0.2) < 0.02
+
+
+def test_sigma_auto_is_measured_on_the_servers_own_trajectories_alone() -> None:
+    """T = 2 sigma sqrt(V/B) is the margin times sqrt(2 s^2 / B), the usual distance of honest gradients."""
+    found = []
+    for replies in (honest(), [*honest(3), reply(3, [1e9, 0, 0])]):
+        notes = fedpg(Learner(scatter=4.0), batch_min=16, batch_max=16, margin=1.5).combine(1, replies)
+        assert math.isclose(notes["threshold"], 1.5 * math.sqrt(2 * 4.0 / 16), rel_tol=1e-6)
+        found.append(notes["sigma"])
+    assert found[0] == found[1]
+
+
+def test_sigma_follows_what_is_measured_with_memory() -> None:
+    learner = Learner(scatter=4.0)
+    strategy = fedpg(learner, memory=0.5, inner="none")
+    strategy.combine(1, honest())
+    learner.spread = 8.0
+    strategy.combine(2, honest())
+    assert strategy.variance[0, 0] == 6.0
+
+
+def test_a_number_for_sigma_is_the_papers_rule() -> None:
+    strategy = fedpg(rules={"sigma": 0.06}, batch_min=16, batch_max=16)
+    notes = strategy.combine(1, honest())
+    V = 2 * math.log(2 * 4 / 0.6)
+    assert math.isclose(notes["threshold"], 2 * 0.06 * math.sqrt(V / 16), rel_tol=1e-6)
+    with pytest.raises(Mistake, match="auto or a number"):
+        fedpg(rules={"sigma": "large"})
+
+
+def test_a_liar_is_dropped_and_any_rule_can_stand_in() -> None:
+    lies = [*honest(), reply(4, [50.0, 50, 50])]
+    learner = Learner(scatter=1.0)
+    assert fedpg(learner, 5, inner="none").combine(1, lies)["kept.policy"] == [1, 1, 1, 1, 0]
+    np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
+    learner = Learner()
+    fedpg(learner, 5, rules={"rule": "median", "byzantine": 1}, inner="none").combine(1, lies)
+    np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
+    learner = Learner()
+    fedpg(learner, 5, rules={"rule": "mean"}, inner="none").combine(1, lies)
+    np.testing.assert_allclose(learner.steps, [[-9.2] * 3], rtol=1e-5)
+
+
+def test_trajectories_per_agent_count_the_servers() -> None:
+    """(K B + b N) / (K + 1), the server's own at the calibration and in the steps after the first."""
+    strategy = fedpg(batch_min=16, batch_max=16, inner="svrpg")
+    first = strategy.combine(1, honest())["trajectories"][0]
+    assert first == (4 * 16 + 16 + 2 * 4) / 5
+    assert strategy.combine(2, honest())["trajectories"][0] == first + (4 * 16 + 2 * 4) / 5
+
+
+def test_the_picked_policy_is_uniform_over_rounds() -> None:
+    """One of four rounds each time; every round is picked about as often."""
+    picked = []
+    for seed in range(400):
+        learner = Learner()
+        strategy = fedpg(learner, seed=seed, inner="none")
+        for number in range(1, 5):
+            strategy.combine(number, honest())
+        picked.append(round(float(strategy.keepsakes()["picked"]["policy"][0, 0])))
+    counts = np.bincount(picked, minlength=5)[1:]
+    assert counts.sum() == 400
+    assert counts.min() > 65  # 100 expected, std 8.7
+
+
+def test_a_loaded_state_goes_on_where_it_was_and_nothing_leaks_between_seeds() -> None:
+    def play(rounds: range, strategy: FedPG) -> FedPG:
+        for number in rounds:
+            strategy.combine(number, honest())
+        return strategy
+
+    whole, half = play(range(1, 5), fedpg(seed=3)), play(range(1, 3), fedpg(seed=3))
+    again = fedpg(seed=3)
+    again.load_state({name: array.copy() for name, array in half.state().items()})
+    play(range(3, 5), again)
+    for name, array in whole.state().items():
+        np.testing.assert_array_equal(array, again.state()[name])
+    play(range(1, 9), fedpg(seed=4))
+    np.testing.assert_array_equal(play(range(1, 5), fedpg(seed=3)).learner.policy, whole.learner.policy)
+
+
+def test_batches_the_wrong_way_round_are_refused() -> None:
+    with pytest.raises(Mistake, match="batch-min"):
+        fedpg(batch_min=20, batch_max=10)
