@@ -36,8 +36,10 @@ from core.errors import Mistake
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from runs.directory import RunDirectory
+from server.control import Control
 from server.federate import federate, make_strategy
 from server.grids import LocalGrid
+from server.launch import processes, start_node, superlink, wait
 from server.ledger import Ledger
 from server.rounds import Rounds
 from strategies import messages
@@ -488,3 +490,33 @@ def test_a_run_with_attacks_resumes_as_if_it_had_not_stopped(kind: str, algorith
     assert left[0].keys() == left[1].keys()
     for name, array in left[0].items():
         np.testing.assert_array_equal(array, left[1][name], err_msg=name)
+
+
+def test_attacking_nodes_behind_a_superlink_do_what_simulated_ones_do(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    noisy, mute = "none@1,random-noise@2", "none@1,nan@3,silence@4"
+    quick = {"rounds": 4, "agents": 4, "federation": {"deadline-s": 1.0, "wait-s": 30.0}}
+    simulated = run_config("2:none@1,2:random-noise@2,3:none@1,3:nan@3,3:silence@4", 0, **quick)
+    local = RunDirectory.create(tmp_path / "local", nested(simulated))
+    session = Session(simulated)
+    federate(simulated, LocalGrid(session), local, session)
+
+    config = run_config(engine="grpc", **quick)
+    run = RunDirectory.create(tmp_path / "grpc", nested(config))
+    home = tmp_path_factory.getbasetemp() / "fedrl" / "flower"
+    with superlink(home, log=tmp_path / "superlink.log") as link, processes() as started:
+        for agents, attack in (([0, 1], ()), ([2], ("--attack", noisy)), ([3], ("--attack", mute))):
+            log = tmp_path / f"node-{agents[0]}.log"
+            started.append(start_node(link.fleet, agents, tmp_path / "state", log, attack))
+        with Control(link.control) as control:
+            flat = flatten(config) | {"directory": str(run.path), "run": run.name}
+            number = control.submit(Path(__file__).parents[2], flat)
+            assert wait(lambda: control.status(number).over, 60.0)
+        assert all(process.poll() is None for process in started)
+    records, expected = run.read_metrics(), local.read_metrics()
+    assert [record["refused"] for record in records] == [[0] * 4, [0] * 4, [0, 0, 0, 1], [0] * 4]
+    assert [record["missed"] for record in records] == [[0] * 4, [0] * 4, [0] * 4, [0, 0, 0, 1]]
+    for name in ("refused", "missed", "kept.policy"):
+        assert [record[name] for record in records] == [record[name] for record in expected]
+    np.testing.assert_allclose([r["return"] for r in records], [r["return"] for r in expected], rtol=1e-4)
