@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +45,9 @@ def exchangeable(fleet: Fleet) -> dict[str, NDArray[Any]]:
     return dict(fleet.parts) | {messages.MOMENTS + name: moments.seen for name, moments in fleet.moments.items()}
 
 
+@lru_cache(maxsize=8)
 def layout(session: Session) -> int:
-    """The number of what this session's weights mean."""
+    """The number of what this session's weights mean; it stays the same for as long as the session lives."""
     worlds, widths = session.worlds, {name: rows.shape[1] for name, rows in exchangeable(session.fleet).items()}
     return messages.layout(session.config.algorithm, worlds.observation_space, worlds.action_space, widths)
 
@@ -74,21 +76,15 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         honest = {part: gradient}
     sent = _lied(session, order.round, rows, honest, came)
     took = time.perf_counter() - begun
-    measured = _measured(report, took)
+    measured = _measured(report)
     answers = []
     for at, row in enumerate(rows):
         arrays = messages.pack({name: matrix[at] for name, matrix in sent.items()})
-        metrics: dict[str, Any] = {
-            "party": session.numbers[row],
-            "layout": mine,
-            "steps": int(report.steps[at]),
-            "lived": int(session.worlds.steps[row]),
-            "updates": int(report.updates[at]),
-        } | {
-            messages.MEASURED + name: float(values[at]) for name, values in measured.items() if values[at] == values[at]
-        }
+        said = (session.numbers[row], mine, report.steps[at], session.worlds.steps[row], report.updates[at])
+        found = {name: float(values[at]) for name, values in measured.items() if not np.isnan(values[at])}
+        metrics = messages.account(said, (report.acting_s, report.learning_s, took), found)
         late = session.plan.after(session.numbers[row], order.round)
-        answers.append(Reply(messages.content(arrays, metrics=MetricRecord(metrics)), late))
+        answers.append(Reply(messages.content(arrays, metrics=metrics), late))
     return answers
 
 
@@ -165,8 +161,8 @@ def _load(session: Session, asked: Asked) -> None:
                 known[name][rows] = weights
 
 
-def _measured(report: Report, took: float) -> dict[str, NDArray[np.float64]]:
-    """What a stretch of training measured, per agent; times are those of the answer that the agents shared."""
+def _measured(report: Report) -> dict[str, NDArray[np.float64]]:
+    """What a stretch of training measured, per agent."""
     agents = len(report.steps)
     totals, episodes = np.zeros(agents), np.zeros(agents)
     for episode in report.episodes:
@@ -174,6 +170,4 @@ def _measured(report: Report, took: float) -> dict[str, NDArray[np.float64]]:
         episodes[episode.agent] += 1
     with np.errstate(invalid="ignore"):
         mean = totals / episodes
-    times = {"acting_s": report.acting_s, "learning_s": report.learning_s, "took_s": took}
-    shared = {name: np.full(agents, round(seconds, 6)) for name, seconds in times.items()}
-    return {"training-return": mean, "episodes": episodes} | shared | report.metrics
+    return {"training-return": mean, "episodes": episodes} | report.metrics

@@ -49,8 +49,12 @@ class LocalGrid(Grid):
         names = list(message_ids)
         asked = [self._open.pop(name) for name in names if name in self._open]
         alike: dict[Any, list[Message]] = {}
+        known: dict[int, Any] = {}  # most messages of a round share one content
         for message in asked:
-            alike.setdefault(_what_is_asked(message), []).append(message)
+            content = id(message.content)
+            if content not in known:
+                known[content] = _what_is_asked(message)
+            alike.setdefault(known[content], []).append(message)
         found = [reply for group in alike.values() for reply in self._answer(group)]
         due = [name for name in names if name in self._late and self._late[name][0] <= time.monotonic()]
         return found + [self._late.pop(name)[1] for name in due]

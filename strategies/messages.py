@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ MOMENTS = "moments."
 # Metrics with this beginning are what the algorithm measured: losses, shares, entropies.
 MEASURED = "metric."
 OVERSIZED = "oversized"
+# What a party says of its work, and of the seconds of the answer that it was part of; each is a list in this order.
+SAID = ("party", "layout", "steps", "lived", "updates")
+SECONDS = ("acting_s", "learning_s", "took_s")
 # What a party sends back: the weights it has after its work, or a gradient d loss / d W measured at those that came.
 EXCHANGES = ("weights", "gradients")
 
@@ -89,6 +92,15 @@ def content(
     return RecordDict({name: record for name, record in named.items() if record})
 
 
+def account(said: Iterable[Any], seconds: Iterable[float], measured: Mapping[str, float]) -> MetricRecord:
+    """The metrics of a reply to a train message: SAID and SECONDS as two lists, since Flower's cost is per entry."""
+    lists: dict[str, Any] = {
+        "said": [int(value) for value in said],
+        "seconds": [round(float(value), 6) for value in seconds],
+    }
+    return MetricRecord(lists | {MEASURED + name: value for name, value in measured.items()})
+
+
 def layout(algorithm: str, observations: object, actions: object, widths: Mapping[str, int]) -> int:
     """A number that two parties share exactly when their weights mean the same; it fits a metric."""
     words = f"{algorithm} {observations} {actions} {sorted(widths.items())}"
@@ -124,13 +136,14 @@ def order(message: Message) -> Order:
 def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained:
     """A reply to a train message, or a refusal by name."""
     parts = unpack(message, widths)
-    said = _metrics(message)
-    agent, steps, lived, updates = (_number(said, name) for name in ("party", "steps", "lived", "updates"))
-    if _number(said, "layout") != layout:
+    metrics = _metrics(message)
+    agent, means, steps, lived, updates = _numbers(metrics, "said", len(SAID))
+    if means != layout:
         raise RefusedError("wrong-layout", f"agent {agent:g} answers for another layout than {layout:012x}")
     if min(steps, lived, updates) < 0:
         raise RefusedError("negative-work", f"agent {agent:g} says it did {steps:g} steps, {updates:g} updates")
-    measured = {name[len(MEASURED) :]: _number(said, name) for name in said if name.startswith(MEASURED)}
+    measured = {name[len(MEASURED) :]: _number(metrics, name) for name in metrics if name.startswith(MEASURED)}
+    measured |= zip(SECONDS, _numbers(metrics, "seconds", len(SECONDS)), strict=True)
     return Trained(int(agent), parts, int(steps), int(lived), updates, measured)
 
 
@@ -164,6 +177,14 @@ def _number(said: Mapping[str, Any], name: str) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise RefusedError("no-metric", f"the reply's metric '{name}' is {value!r}, expected a finite number")
     return value
+
+
+def _numbers(said: Mapping[str, Any], name: str, count: int) -> list[float]:
+    """A list of so many finite numbers among a reply's metrics."""
+    values = said.get(name)
+    if not isinstance(values, list) or len(values) != count or not all(map(math.isfinite, values)):
+        raise RefusedError("no-metric", f"the reply's metric '{name}' is {values!r}, expected {count} finite numbers")
+    return values
 
 
 def _no_error(message: Message) -> None:

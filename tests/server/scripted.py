@@ -72,17 +72,17 @@ class Scripted(Grid):
         if what == "error":
             return Message(Error(0, "boom"), reply_to=message)
         row = messages.unpack(message, {"policy": 3})["policy"] + np.float32(agent)
-        said = {"party": agent, "layout": LAYOUT, "steps": 10, "lived": 10, "updates": 1, "metric.took_s": 0.0}
+        said = [agent, LAYOUT, 10, 10, 1]
         if what == "nan":
             row = np.full(3, np.nan, np.float32)
         elif what == "wide":
             row = np.zeros(4, np.float32)
         elif what == "other-layout":
-            said["layout"] = LAYOUT + 1
+            said[1] += 1
         elif what == "other-name":
-            said["party"] = agent + 1
+            said[0] += 1
         arrays = messages.pack({"policy": row}) if what != "empty" else ArrayRecord()
-        return Message(messages.content(arrays, metrics=MetricRecord(said)), reply_to=message)
+        return Message(messages.content(arrays, metrics=messages.account(said, [0, 0, 0], {})), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         now = time.monotonic()

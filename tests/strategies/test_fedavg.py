@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 
 from strategies import messages
 from strategies.fedavg import FedAvg
@@ -27,9 +28,15 @@ def reply(
 ) -> Message:
     asked = Message(RecordDict(), 1, MessageType.TRAIN)
     arrays = ArrayRecord({name: Array(np.asarray(row))})
-    metrics = {"party": party, "steps": 10, "lived": 20, "updates": updates, "layout": layout} | more
-    metrics = MetricRecord({name: value for name, value in metrics.items() if value is not None})
+    metrics = messages.account([party, layout, 10, 20, updates], [0, 0, 0], more)
     return Message(messages.content(arrays, metrics=metrics), reply_to=asked)
+
+
+def said(words: list[float]) -> Message:
+    """A reply whose account of itself is these numbers."""
+    found = reply(row(1, 2, 3))
+    found.content.metric_records["metrics"]["said"] = words
+    return found
 
 
 def row(*values: float) -> np.ndarray:
@@ -69,12 +76,12 @@ def test_aggregate_is_the_mean_by_work_in_any_order() -> None:
         (reply(np.zeros(3)), "wrong-layout"),
         (reply(np.zeros((1, 3), np.float32)), "wrong-layout"),
         (reply(row(1, 2, 3), name="value"), "wrong-parts"),
-        (reply(row(1, 2, 3), updates=float("nan")), "no-metric"),
+        (said([0.0, float(LAYOUT), 10.0, 20.0, math.nan]), "no-metric"),
         (reply(row(1, 2, 3), updates=-1), "negative-work"),
         (reply(row(1, 2, 3), layout=78), "wrong-layout"),
-        (reply(row(1, 2, 3), **{"metric.loss": float("inf")}), "no-metric"),
+        (reply(row(1, 2, 3), loss=float("inf")), "no-metric"),
         (reply(np.zeros(10**6, np.float32)), "wrong-layout"),
-        (reply(row(1, 2, 3), party=None), "no-metric"),
+        (said([0, LAYOUT, 10]), "no-metric"),
         (Message(RecordDict(), reply_to=Message(RecordDict(), 1, MessageType.TRAIN)), "no-arrays"),
         (Message(Error(0, "boom"), reply_to=Message(RecordDict(), 1, MessageType.TRAIN)), "error-reply"),
     ],

@@ -101,7 +101,7 @@ def test_without_anybody_to_trust_the_server_steps_on_its_own_gradient() -> None
     np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
 
 
-def test_the_length_of_the_inner_loop_is_geometric_with_mean_1_plus_B_over_b() -> None:
+def test_the_length_of_the_inner_loop_is_geometric_with_the_right_mean() -> None:
     strategy = fedpg(batch_min=16, batch_max=16)
     lengths = [strategy._length(16, number) for number in range(4000)]
     assert min(lengths) == 1
