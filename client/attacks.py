@@ -263,7 +263,7 @@ class Plan:
 def attackers(config: PartyConfig, number: int) -> set[int]:
     """Who sends in round ``number`` of a run what did not come of honest work, as far as the configuration knows.
 
-    It knows the simulated ones: of a node that was started with --attack nobody hears.
+    It knows the simulated ones; a node that was started with --attack only says that it is not attack-free.
     """
     return Plan(config.attack, config.agents).attackers(number)
 
