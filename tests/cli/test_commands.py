@@ -67,6 +67,8 @@ def test_a_run_and_everything_that_is_done_with_it(
     assert fedrl(monkeypatch, "run", "--resume", run, "--set", "steps=80", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["rounds"], summary["env_steps"]) == (4, 160)
+    promised = {"final_return", "best_return", "rounds", "env_steps", "bytes_up", "bytes_down", "wall_s", "run_dir"}
+    assert promised <= set(summary)
     assert fedrl(monkeypatch, "conf", "td3.") == 0
     assert "td3.policy-delay" in capsys.readouterr().out
 

@@ -74,3 +74,42 @@ def test_toml_that_cannot_be_read_is_a_sentence(tmp_path):
             read_toml(tmp_path / "bad.toml")
     with pytest.raises(Mistake, match="cannot be read"):
         read_toml(tmp_path)
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    returns = {2: 50.0, 4: 90.0, 6: 10.0, 8: 20.0, 10: 30.0}
+    for number in returns:
+        known = {done: value for done, value in returns.items() if done <= number}
+        run.save_checkpoint({"a": np.full(2, number)}, {"round": number}, known, keep=2)
+    assert list(run.saved_rounds()) == [4, 8, 10]
+    arrays, meta = run.load_checkpoint()
+    assert (arrays["a"].tolist(), meta) == ([10, 10], {"round": 10})
+
+
+def test_one_process_at_a_time(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    with run.held(), pytest.raises(Mistake, match="another process is at work"), RunDirectory(run.path).held():
+        pass
+    with run.held():
+        pass
+
+
+def test_a_run_keeps_its_name_when_it_moves(tmp_path):
+    name = RunDirectory.create(tmp_path / "my run", {}).name
+    (tmp_path / "my run").rename(tmp_path / "elsewhere")
+    assert RunDirectory.open(tmp_path / "elsewhere").name == name
+    assert name.startswith("my-run-")
+
+
+def test_last_words_are_raised_as_what_they_were(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.raise_word()
+    run.leave_word(Mistake("no such key"))
+    with pytest.raises(Mistake, match="no such key"):
+        run.raise_word()
+    run.leave_word(OSError("the disk is full"))
+    with pytest.raises(Failure, match="the disk is full"):
+        run.raise_word()
+    run.go_on()
+    run.raise_word()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 
 from client.session import RunConfig
 from core.config import build, flatten, nested, override
@@ -23,7 +24,7 @@ from core.errors import Failure
 from runs import checkpoints
 from runs.directory import RunDirectory, read_toml
 from server.control import Control
-from server.launch import processes, spawn, start_node, superlink
+from server.launch import QUIET, processes, spawn, start_node, superlink
 
 ROOT = Path(__file__).parents[2]
 CONF = """
@@ -111,6 +112,35 @@ def test_ray_is_local(conf: Path, tmp_path: Path) -> None:
     fedrl(conf, "--out", tmp_path / "local")
     fedrl(conf, "--out", tmp_path / "ray", "--engine", "ray")
     np.testing.assert_allclose(returns(tmp_path / "ray"), returns(tmp_path / "local"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_stock_supernodes_and_flwr_run_are_local(conf: Path, tmp_path: Path) -> None:
+    """Nothing of ours but the app: flower-superlink, flower-supernode, flwr run."""
+    fedrl(conf, "--out", tmp_path / "local", "--set", "rounds=2")
+    home, binaries = tmp_path / "home", Path(sys.executable).parent
+    environ = QUIET | {
+        "FLWR_HOME": str(home), "FEDRL_STATE": str(tmp_path / "state"),
+        "PATH": os.pathsep.join([str(binaries), os.environ["PATH"]]),
+    }  # fmt: skip
+    config = build(RunConfig, override(read_toml(conf), ["rounds=2", "engine=grpc"]))
+    settings = tmp_path / "settings.toml"
+    given = flatten(config) | {"directory": str(tmp_path / "run")}
+    settings.write_text(tomli_w.dumps(dict(given)))
+    with superlink(home) as link, processes() as started:
+        for k in range(2):
+            node = [str(binaries / "flower-supernode"), "--insecure", "--superlink", link.fleet]
+            about = ["--node-config", f"partition-id={k}", "--clientappio-api-address", "127.0.0.1:0"]
+            started.append(spawn([*node, *about], tmp_path / f"{k}.log", environ))
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link.control}"\ninsecure = true\n'
+        )
+        done = subprocess.run(
+            [str(binaries / "flwr"), "run", str(ROOT), "here", "--stream", "-c", str(settings)],
+            env=os.environ | environ, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    assert (tmp_path / "run").exists(), done.stdout + done.stderr
+    np.testing.assert_allclose(returns(tmp_path / "run"), returns(tmp_path / "local"), rtol=1e-4)
 
 
 @pytest.mark.slow

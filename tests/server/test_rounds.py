@@ -107,6 +107,18 @@ def test_a_quorum_that_comes_back_ends_the_wait() -> None:
     assert rounds.members == {0: 10, 1: 99}
 
 
+def test_two_nodes_that_are_the_same_agent_count_once() -> None:
+    """The newer one is asked when it comes; what the older one says afterwards is a duplicate."""
+    grid = Scripted({10: (0, always(0.15)), 11: (1, always(0.3))})
+    rounds = begun(grid, 2, **{"deadline-s": 2.0})
+    grid.nodes[99] = (0, always())
+    time.sleep(0.03)
+    record = rounds.round(1, EXTRA, judge=False)
+    assert rounds.members[0] == 99
+    assert record["kept.policy"] == [1, 1]
+    assert (record["refused"], record["reasons"]) == ([1, 0], {"duplicate": 1})
+
+
 def test_nobody_waits_for_a_node_that_is_gone() -> None:
     grid = Scripted({10: (0, always()), 11: (1, always("silent")), 12: (2, always())})
     rounds = begun(grid, 3, **{"deadline-s": 5.0, "give-up-s": 9.0})
