@@ -58,6 +58,7 @@ def node(
             raise Mistake(
                 "--attack is for all agents of this node: start another node for those that do something else"
             )
+        console.print(f"these agents attack: {attack}", markup=False)
 
     # Seconds of imports, after what can be wrong was looked at.
     from client.client_app import snapshots
