@@ -64,5 +64,6 @@ def show(summary: dict[str, Any]) -> None:
         say.print()
     rows = Table(show_header=False, box=None)
     for key, value in summary.items():
-        rows.add_row(key.replace("_", " "), f"{value:,.1f}" if isinstance(value, float) else str(value))
+        words = (f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}") if isinstance(value, float) else str(value)
+        rows.add_row(key.replace("_", " "), words)
     say.print(rows)

@@ -19,6 +19,7 @@ from runs.directory import RunDirectory
 from server.control import Control, Status
 from server.federate import check, federate, over
 from server.grids import LocalGrid
+from server.ledger import over_rounds
 
 Record = dict[str, Any]
 Tell = Callable[[Record], None]
@@ -109,7 +110,8 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
             )
     records = directory.read_metrics()
     finished = bool(records) and over(config, records[-1]["round"], records[-1]["steps"])
-    return figures.summary(records) | {"run_dir": str(directory.path), "interrupted": not finished}
+    found = figures.summary(records) | over_rounds(records)
+    return found | {"run_dir": str(directory.path), "interrupted": not finished}
 
 
 def _follow(

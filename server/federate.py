@@ -23,7 +23,7 @@ from runs import checkpoints, figures
 from runs.directory import RunDirectory
 from runs.trackers import Trackers
 from server.grids import LocalGrid
-from server.ledger import Ledger
+from server.ledger import Ledger, over_rounds, truth
 from server.rounds import Interrupted, QuorumError, Rounds
 from strategies.alone import Alone
 from strategies.fedavg import FedAvg
@@ -110,6 +110,9 @@ def _federate(
                 }
                 judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
                 record = rounds.round(number, extra, judge)
+                liars = session.plan.attackers(number)
+                if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of
+                    record |= truth(record, liars)
                 gained = [now - then for now, then in zip(ledger.lived, lived, strict=True)]
                 directory.log(record)
                 trackers.log(record)
@@ -121,7 +124,9 @@ def _federate(
             keeper.save()
             raise QuorumError(f"{error}; go on with --resume {directory.path}") from None
         keeper.save()
-    return figures.summary(directory.read_metrics()) | {
+    records = directory.read_metrics()
+    return figures.summary(records) | {
+        **over_rounds(records),
         "run_dir": str(directory.path),
         "interrupted": not over(config, number, ledger.lived),
     }

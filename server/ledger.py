@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,3 +122,33 @@ class Ledger:
         for name, size in sizes.items():
             part = self._parts.setdefault(name, {"up": 0, "down": 0})
             part[way] += size
+
+
+def truth(record: Mapping[str, Any], liars: Collection[int]) -> dict[str, float]:
+    """How a round's filter did, for those who know who lied: from the ``kept.PART`` of its record.
+
+    ``precision``: of the agents that were dropped, the share that lied. ``recall``: of those that lied, the share that
+    was dropped. ``honest-drop``: of those that did not, the share that was dropped, and ``honest-dropped``: whether any
+    was. Every part counts for itself. Who never reached the rule (silent, refused) counts nowhere, and what would be a
+    share of nobody is left out.
+    """
+    said = [(agent, kept) for name, row in record.items() if name.startswith("kept.") for agent, kept in enumerate(row)]
+    lies = [not kept for agent, kept in said if kept is not None and agent in liars]
+    honest = [not kept for agent, kept in said if kept is not None and agent not in liars]
+    found = {}
+    if dropped := sum(lies) + sum(honest):
+        found["precision"] = sum(lies) / dropped
+    if lies:
+        found["recall"] = sum(lies) / len(lies)
+    if honest:
+        found |= {"honest-drop": sum(honest) / len(honest), "honest-dropped": float(any(honest))}
+    return found
+
+
+TRUTH = ("precision", "recall", "honest-drop", "honest-dropped")
+
+
+def over_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each of these figures over the rounds that have it."""
+    values = {name: [record[name] for record in records if name in record] for name in TRUTH}
+    return {name.replace("-", "_"): sum(those) / len(those) for name, those in values.items() if those}
