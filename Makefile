@@ -27,8 +27,8 @@ help: ## Show this list
 
 setup: .venv/dev ## Install into .venv (done by every other target when it is needed)
 
-run: .venv/dev ## Train ten agents on CartPole and draw their curve
-	$(BIN)/fedrl run conf/quick.toml
+run: .venv/dev ## Ten agents learn CartPole, three of them lie: with a filter and without, in a minute
+	$(ONE_THREAD) $(BIN)/fedrl demo
 
 test: .venv/dev ## Run the tests, without the slow ones
 	$(PYTEST) -n $(WORKERS) -m "not slow" tests

@@ -21,15 +21,16 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put
 def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
     """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
 
-    def tell(record: dict[str, Any]) -> None:
-        line = describe(record, config.rounds, config.steps)
-        if say.is_terminal:
-            # Spaces wipe what a longer line left.
-            say.print(f"{line:<{say.width - 1}}", end="\r", overflow="ellipsis", no_wrap=True)
-        else:
-            say.print(line, soft_wrap=True)
+    return lambda record: live(describe(record, config.rounds, config.steps))
 
-    return tell
+
+def live(line: str) -> None:
+    """On a terminal over the line before, elsewhere below it."""
+    if say.is_terminal:
+        # Spaces wipe what a longer line left.
+        say.print(f"{line:<{say.width - 1}}", end="\r", overflow="ellipsis", no_wrap=True)
+    else:
+        say.print(line, soft_wrap=True)
 
 
 def announce(words: str) -> None:
@@ -38,7 +39,7 @@ def announce(words: str) -> None:
 
 
 def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
-    """A round in one line: how far, how good, how fast, how much was sent, who is missing."""
+    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
     returns = [value for value in record["return"] if value is not None]
     middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
     rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
@@ -55,6 +56,10 @@ def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
         agents = [str(agent) for agent, count in enumerate(record[name]) if count]
         if agents:
             words.append(f"{name}: {', '.join(agents)}")
+    rules = [row for name, row in record.items() if name.startswith("kept.")]
+    dropped = [str(agent) for agent in range(len(record["return"])) if any(row[agent] == 0 for row in rules)]
+    if dropped:
+        words.append(f"dropped: {', '.join(dropped)}")
     return "  ".join(words)
 
 
