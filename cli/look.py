@@ -78,6 +78,8 @@ def plot(
     metric: Annotated[str, typer.Option(help="Any per-agent metric of metrics.jsonl.")] = "return",
     x: Annotated[str, typer.Option(help="steps, trajectories, bytes or wall.")] = "steps",
     each: Annotated[bool, typer.Option("--each", help="Also draw every run of a group, thin.")] = False,
+    mean: Annotated[bool, typer.Option("--mean", help="The mean and its 90% bootstrap band instead.")] = False,
+    title: Annotated[str, typer.Option(help="Words above the picture.")] = "",
 ) -> None:
     """Curves: runs that differ by their seed alone are one, their interquartile mean with a 95% bootstrap band.
 
@@ -97,7 +99,7 @@ def plot(
             raise Mistake(f"{label}: {error}") from None
         if one.at[-1] < 0.9 * one.furthest:
             note(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
-    plots.draw(out, found, metric=metric, x=x, each=each)
+    plots.draw(out, found, title, metric, x, each, mean)
     note(f"drawn: {out}")
 
 

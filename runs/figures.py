@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,20 @@ def interquartile_mean(values: F64) -> F64:
     return middle
 
 
-def bootstrap_band(values: F64, level: float = 0.95, draws: int = 1000) -> tuple[F64, F64]:
-    """The band that holds ``level`` of the interquartile means of resampled rows."""
+def plain_mean(values: F64) -> F64:
+    """The mean over axis 0 of what was measured."""
+    some, found = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
+    found[some] = np.nanmean(values[:, some], axis=0)
+    return found
+
+
+def bootstrap_band(
+    values: F64, level: float = 0.95, draws: int = 1000, middle: Callable[[F64], F64] = interquartile_mean
+) -> tuple[F64, F64]:
+    """The band that holds ``level`` of the middles (interquartile means) of resampled rows."""
     generator = np.random.default_rng(0)
     picks = generator.integers(len(values), size=(draws, len(values)))
-    means = np.stack([interquartile_mean(values[pick]) for pick in picks])
+    means = np.stack([middle(values[pick]) for pick in picks])
     band = np.full((2, *means.shape[1:]), np.nan)
     some = np.isfinite(means).any(axis=0)
     band[:, some] = np.nanquantile(means[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)

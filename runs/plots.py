@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.errors import Mistake
-from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean
+from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean, plain_mean
 
 PICTURES = (".png", ".pdf", ".svg")
 AXES = {
@@ -29,8 +29,12 @@ def draw(
     metric: str = "return",
     x: str = "steps",
     each: bool = False,
+    mean: bool = False,
 ) -> None:
-    """An interquartile mean per curve, with its 95% bootstrap band; agents thin behind it, seeds only if ``each``."""
+    """An interquartile mean per curve, with its 95% bootstrap band; agents thin behind it, seeds only if ``each``.
+
+    ``mean``: the mean, with its 90% bootstrap band.
+    """
     if path.suffix not in PICTURES:
         raise Mistake(f"a picture ends in {', '.join(PICTURES)}, not '{path.name}'")
     import matplotlib
@@ -40,17 +44,20 @@ def draw(
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     many = plt.get_cmap("turbo")
+    middle, level = (plain_mean, 0.9) if mean else (interquartile_mean, 0.95)
     for index, (name, one) in enumerate(found.items()):
         colour = f"C{index}" if len(found) <= 10 else many(index / (len(found) - 1))
         for row in one.rows if each or one.of == "agents" else ():
             axes.plot(one.at, row, color=colour, alpha=0.25, linewidth=0.8)
         # A mark where there is one point: a line through it cannot be seen.
         marker, label = "o" if len(one.at) == 1 else "", f"{name} ({len(one.rows)} {one.of})"
-        axes.plot(one.at, interquartile_mean(one.rows), color=colour, linewidth=2, marker=marker, label=label)
+        axes.plot(one.at, middle(one.rows), color=colour, linewidth=2, marker=marker, label=label)
         if len(one.rows) > 1:
-            axes.fill_between(one.at, *bootstrap_band(one.rows), color=colour, alpha=0.2, linewidth=0)
+            low, high = bootstrap_band(one.rows, level, middle=middle)
+            axes.fill_between(one.at, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set(title=title, xlabel=AXES[x], ylabel=metric)
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", title="interquartile mean, 95% bootstrap", fontsize=None if len(found) <= 5 else "x-small")
+    words = f"{'mean' if mean else 'interquartile mean'}, {level:.0%} bootstrap"
+    axes.legend(loc="best", title=words, fontsize=None if len(found) <= 5 else "x-small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -122,3 +122,13 @@ def test_over_seeds():
 def test_the_band_of_equal_values_is_a_point():
     low, high = figures.bootstrap_band(np.full((5, 2), 7.0))
     np.testing.assert_array_equal([low, high], [[7, 7], [7, 7]])
+
+
+def test_a_plain_mean_forgets_what_was_not_measured():
+    nan = np.nan
+    np.testing.assert_array_equal(figures.plain_mean(np.array([[1.0, nan, nan], [3.0, 4.0, nan]])), [2, 4, nan])
+    rows = np.arange(40.0).reshape(10, 4)
+    low, high = figures.bootstrap_band(rows, 0.9, middle=figures.plain_mean)
+    assert (low < rows.mean(axis=0)).all() and (rows.mean(axis=0) < high).all()
+    # A mean of ten numbers 4 apart has a standard error of 3.63: 1.645 of them to either side.
+    np.testing.assert_allclose((high - low) / 2, 1.645 * 3.63, rtol=0.1)

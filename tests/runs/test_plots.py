@@ -47,6 +47,17 @@ def test_a_line_per_group_and_with_each_a_thin_one_per_seed(tmp_path, drawn):
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.svg"))
 
 
+def test_a_plain_mean_is_drawn_where_it_is_asked_for(tmp_path, drawn):
+    found = {"run": curve([[0, 0], [0, 0], [0, 0], [8, 4]])}
+    plots.draw(tmp_path / "a.png", found)
+    plots.draw(tmp_path / "b.png", found, mean=True)
+    assert [list(axes.lines[0].get_ydata()) for axes in drawn] == [[0, 0], [2, 1]]
+    assert [axes.get_legend().get_title().get_text() for axes in drawn] == [
+        "interquartile mean, 95% bootstrap",
+        "mean, 90% bootstrap",
+    ]
+
+
 def test_the_agents_of_one_run_are_drawn_and_one_point_is_marked(tmp_path, drawn):
     plots.draw(tmp_path / "a.png", {"run": curve([[1], [3]], "agents")})
     assert len(drawn[0].lines) == 3
