@@ -29,9 +29,14 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] = (),
+    number_too: bool = False,
 ) -> Any:
-    """A field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not."""
+    """A field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not.
+
+    ``number_too``: a text that may be given as a number, as for a key that is a word or a number.
+    """
     meta = {"sentence": sentence, "low": low, "high": high, "above": above, "choices": choices}
+    meta["number_too"] = number_too
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -69,8 +74,10 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
-    value = _converted(full, wanted, value)
     meta = field.metadata
+    if meta.get("number_too") and isinstance(value, int | float) and not isinstance(value, bool):
+        value = repr(value)
+    value = _converted(full, wanted, value)
     if meta.get("choices") and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -115,8 +122,6 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
         value = int(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
-        value = f"{value:g}"  # as for a key that is a word or a number
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}")
     return value

@@ -60,19 +60,23 @@ class RuleConfig:
     """How the rows of the parties become one."""
 
     rule: str = option(
-        "auto", "how the rows of the parties become one (auto: fedpg for fedpg-br, else weighted-mean)", choices=RULES
+        "auto", "How the rows of the parties become one; auto: fedpg for fedpg-br, else weighted-mean.", choices=RULES
     )
-    byzantine: int = option(0, "f: how many liars the rule must survive (the two means survive none)", low=0)
-    mixing: bool = option(False, "replace every row by the mean of the n - f nearest to it before the rule")
-    keep: int = option(0, "rows that multi-krum averages (0: n - f)", low=0)
-    steps: int = option(100, "steps of Weiszfeld's iteration (geometric-median)", low=1)
-    smoothing: float = option(1e-6, "no row counts as nearer than this share of the median distance", above=0, high=1)
-    radius: float = option(0.0, "where clipping begins (0: at the median of the distances, anew in every step)", low=0)
-    clipping_steps: int = option(3, "steps of centered-clipping", low=1)
-    sigma: str = option("auto", "how far honest gradients may be from the true one (fedpg); auto: fedpg-br measures it")
-    delta: float = option(0.6, "how often an honest row may be mistaken for a lie (fedpg)", above=0, high=1)
-    alpha: float = option(0.4, "bound on the share of liars (fedpg)", low=0, high=0.5)
-    batch: int = option(16, "trajectories behind every row (fedpg)", low=1)
+    byzantine: int = option(0, "f: how many liars the rule must survive (the two means survive none).", low=0)
+    mixing: bool = option(False, "Replace every row by the mean of the n - f nearest to it before the rule.")
+    keep: int = option(0, "Rows that multi-krum averages (0: n - f).", low=0)
+    steps: int = option(100, "Steps of Weiszfeld's iteration (geometric-median).", low=1)
+    smoothing: float = option(1e-6, "No row counts as nearer than this share of the median distance.", above=0, high=1)
+    radius: float = option(0.0, "Where clipping begins (0: at the median of the distances, anew in every step).", low=0)
+    clipping_steps: int = option(3, "Steps of centered-clipping.", low=1)
+    sigma: str = option(
+        "auto",
+        "How far honest gradients may be from the true one, a number (fedpg); auto: fedpg-br measures it.",
+        number_too=True,
+    )
+    delta: float = option(0.6, "How often an honest row may be mistaken for a lie (fedpg).", above=0, high=1)
+    alpha: float = option(0.4, "Bound on the share of liars (fedpg).", low=0, high=0.5)
+    batch: int = option(16, "Trajectories behind every row (fedpg).", low=1)
 
 
 def number(sigma: str) -> float:

@@ -34,6 +34,7 @@ class Outer:
 
     name: str = option("ppo", "Which one.", choices=("ppo", "td3", "policy-gradient"))
     note: str = option("", "Free text.")
+    sigma: str = option("auto", "A word or a number.", number_too=True)
     agents: int = option(1, "How many.", low=1, high=1000)
     seed: int = option(0, "Any whole number.")
     scale: float = option(1.0, "Any number.")
@@ -119,6 +120,10 @@ class TestRefusals:
     @pytest.mark.parametrize("value", [0, 1, "yes", "1", None, 1.0])
     def test_not_true_or_false(self, value: Any) -> None:
         assert "'greedy' is true or false, not " in refused({"greedy": value})
+
+    def test_a_word_or_a_number(self) -> None:
+        assert [build(Outer, {"sigma": value}).sigma for value in ("auto", 0.06, 3)] == ["auto", "0.06", "3"]
+        assert "'sigma' is a text, not " in refused({"sigma": True})
 
     @pytest.mark.parametrize("value", [3, None, True, ["a"]])
     def test_not_a_text(self, value: Any) -> None:

@@ -18,7 +18,8 @@ from tests.strategies import slow_rules as slow
 
 F32 = NDArray[np.float32]
 LIARS = {11: 2, 8: 1, 7: 0}  # rows -> f
-GOOD = tuple(rule for rule in RULES if rule not in ("mean", "weighted-mean", "norm-clipping"))
+NAMED = RULES[1:]  # the first is auto, which is one of the others
+GOOD = tuple(rule for rule in NAMED if rule not in ("mean", "weighted-mean", "norm-clipping"))
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -97,7 +98,7 @@ def bytewise(rows: F32) -> list[int]:
 
 
 def config(rule: str, f: int, **more: object) -> RuleConfig:
-    return build(RuleConfig, {"rule": rule, "byzantine": f if rule in GOOD else 0, **more})
+    return build(RuleConfig, {"rule": rule, "byzantine": f if rule in GOOD else 0, "sigma": 0.06, **more})
 
 
 def sigma_for(rows: F32, share: float) -> float:
@@ -143,7 +144,7 @@ def spread(rows: F32) -> float:
 
 @pytest.mark.parametrize("n", LIARS)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMED)
 def test_a_rule_is_its_slow_twin(rule: str, place: Callable[[int, int], F32], n: int) -> None:
     f, rows = LIARS[n], place(n, 30)
     f = 1 if rule == "bulyan" and n == 8 else f
@@ -174,7 +175,7 @@ def test_a_rule_after_mixing_is_its_slow_twin(rule: str, place: Callable[[int, i
 
 @pytest.mark.parametrize("mixing", [False, True])
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMED)
 def test_the_order_of_the_rows_decides_nothing(rule: str, place: Callable[[int, int], F32], mixing: bool) -> None:
     n, f = 11, 2
     rows, weights = place(n, 30), rng(0).integers(1, 5, n).astype(np.float64)
@@ -233,7 +234,7 @@ def test_liars_move_a_rule_no_farther_than_the_honest_are_apart(rule: str, lie: 
         assert not {2, 7, 11} & set(verdict.kept.tolist())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMED)
 def test_one_row_is_the_result_or_too_few(rule: str) -> None:
     row = random(1, 20)
     if rule in ("krum", "multi-krum", "bulyan"):
@@ -272,12 +273,20 @@ def test_what_cannot_be_is_refused_up_front() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMED)
 def test_what_is_not_finite_is_refused(rule: str, bad: float) -> None:
     rows = random(11, 20)
     rows[3, 7] = rows[9, 0] = bad
     with pytest.raises(ValueError, match=r"nan or an infinity: 3, 9$"):
         make_rule(config(rule, 2), 11)(rows, np.ones(11))
+
+
+def test_auto_is_the_weighted_mean_and_a_sigma_that_nobody_measures_is_refused() -> None:
+    rows = random(4, 5)
+    auto = make_rule(build(RuleConfig, {}), 4)(rows, np.arange(1.0, 5.0))
+    np.testing.assert_array_equal(auto.row, robust.weighted_mean(rows, np.arange(1.0, 5.0)).row)
+    with pytest.raises(Mistake, match="needs a number"):
+        make_rule(build(RuleConfig, {"rule": "fedpg"}), 4)
 
 
 def test_knobs_by_hand() -> None:
