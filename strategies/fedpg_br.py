@@ -39,7 +39,7 @@ class FedPGConfig:
         choices=("scsg", "svrpg", "none"),
     )
     guard: float = option(0.005, "The inner loop stops when the mean importance weight is so far from 1.", above=0)
-    margin: float = option(1.5, "sigma = auto: the filter's radius in usual distances of honest gradients.", above=0)
+    margin: float = option(2.2, "sigma = auto: the filter's radius in usual distances of honest gradients.", above=0)
     memory: float = option(0.5, "sigma = auto: how much of the old estimate survives a new one.", low=0, high=0.99)
 
 
