@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -130,6 +130,8 @@ class Fleet(Rows):
     """
 
     unit: str
+    # How the names of learned arrays begin that acting can do without.
+    spare: ClassVar[tuple[str, ...]] = ()
     seeds: Sequence[int]
     worlds: Worlds
     progress: NDArray[np.int64]
@@ -157,12 +159,16 @@ class Fleet(Rows):
         return found
 
     def load_learned(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what a fleet of the same shape has learned."""
+        """Take over what a fleet of the same shape has learned; ``spare`` arrays may be missing."""
         for name, mine in self.learned.items():
+            if name not in arrays and name.startswith(self.spare):
+                continue
             # One row is for everybody: what a federation leaves is one set of weights.
             if name not in arrays or arrays[name].shape not in (mine.shape, (1, *mine.shape[1:])):
                 found = list(arrays[name].shape) if name in arrays else "missing"
                 raise Mistake(f"'{name}' of the weights is {found}, this fleet needs {list(mine.shape)}")
+            if unknown := np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1)).tolist():
+                raise Mistake(f"'{name}' of the weights holds nothing of the agents {unknown}: they sent none")
             mine[...] = arrays[name]
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:

@@ -69,11 +69,16 @@ class PPOConfig:
 
 
 class Links(NamedTuple):
-    """Frozen policies (m, d), and for each agent which of them (K, J) weigh how much (K, J) in its loss."""
+    """Frozen policies (m, d), and for each agent which of them (K, J) weigh how much (K, J) in its loss.
+
+    The heaviest come first. Not every agent has J of them: ``known`` (K, J) says which places are taken.
+    """
 
     policies: F32
+    names: tuple[str, ...]
     which: NDArray[np.int64]
     weight: F32
+    known: Bools
 
 
 class Rollout(NamedTuple):
@@ -96,6 +101,7 @@ class PPOFleet(Fleet):
         "observations", "returns", "running",
     )  # fmt: skip
     unit = "iterations"
+    spare = ("value", "moments.returns")
 
     def __init__(self, config: PPOConfig, worlds: Worlds, seeds: Sequence[int]) -> None:
         K, n = worlds.agents, worlds.copies
@@ -137,7 +143,8 @@ class PPOFleet(Fleet):
     def take(self, rows: Any) -> PPOFleet:
         part: PPOFleet = super().take(rows)
         if self.links is not None:
-            part.links = Links(self.links.policies, self.links.which[rows], self.links.weight[rows])
+            which, weight, known = self.links[2:]
+            part.links = Links(*self.links[:2], which[rows], weight[rows], known[rows])
         part._tapes = (Tape(), Tape())
         part._gradients = (np.empty_like(part.policy), np.empty_like(part.value))
         return part
@@ -146,12 +153,18 @@ class PPOFleet(Fleet):
         self.meter.clear()
         self.running[...] = 0.0
 
-    def link(self, policies: F32, matrix: F32) -> None:
-        """From now on agent k is pulled towards frozen ``policies`` (m, d) with weights ``matrix`` (K, m)."""
+    def link(self, policies: F32, matrix: F32, known: Bools | None = None, names: Sequence[str] | None = None) -> None:
+        """From now on agent k is pulled towards frozen ``policies`` (m, d) with weights ``matrix`` (K, m).
+
+        Those that it knows (K, m), by default those with a weight, are also measured, under their names.
+        """
         assert policies.shape == (matrix.shape[1], self.shape.width) and len(matrix) == self.agents, policies.shape
-        most = int((matrix > 0).sum(axis=1).max(initial=0))
-        index = np.argsort(-matrix, axis=1, kind="stable")[:, :most]
-        self.links = Links(policies.copy(), index, np.take_along_axis(matrix, index, axis=1).astype(np.float32))
+        known = matrix > 0 if known is None else known
+        most = int(known.sum(axis=1).max(initial=0))
+        index = np.argsort(-np.where(known, matrix, -1.0), axis=1, kind="stable")[:, :most]
+        weight = np.take_along_axis(matrix, index, axis=1).astype(np.float32)
+        called = tuple(names) if names is not None else tuple(map(str, range(len(policies))))
+        self.links = Links(policies.copy(), called, index, weight, np.take_along_axis(known, index, axis=1))
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
         everyone = np.ones(obs.shape[:2], np.bool_)
@@ -169,10 +182,12 @@ class PPOFleet(Fleet):
             raise Mistake("'ppo.penalty' pulls towards linked agents, and this run links none")
         report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
         measured: dict[str, list[NDArray[Any]]] = {}
-        for _ in range(work):
+        for iteration in range(work):
             with report.acting():
                 rollout = self.collect(report)
             with report.learning():
+                if iteration == 0:
+                    measured |= {name: [distance] for name, distance in self.distances(rollout).items()}
                 for name, value in self.learn(rollout, report).items():
                     measured.setdefault(name, []).append(value)
             self.progress += 1
@@ -275,7 +290,34 @@ class PPOFleet(Fleet):
             measured["beta"] = self.beta.copy()
         measured["gradient-norm"] = _mean(norms, done)
         measured["explained-variance"] = equations.explained_variance(rollout.value, rollout.target)
-        return measured
+        return measured | self._shares(measured)
+
+    def _shares(self, measured: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """How much of the loss each term is: its size as it is weighted, over the sum of all sizes."""
+        c = self.config
+        coefs = {"policy-loss": 1.0, "value-loss": c.value_coef, "entropy": c.entropy_coef, "penalty": c.penalty_coef}
+        sizes = {name: coef * np.abs(measured[name]) for name, coef in coefs.items() if name in measured}
+        whole = np.maximum(sum(sizes.values()), 1e-12)
+        return {f"share-{name.removesuffix('-loss')}": size / whole for name, size in sizes.items()}
+
+    def distances(self, rollout: Rollout) -> dict[str, NDArray[Any]]:
+        """KL on a fresh rollout's states to every policy that an agent knows, and its mean over those that pull it.
+
+        Nan where an agent knows none. Measured before the first update, so it is between policies of one moment.
+        """
+        if self.links is None or not self.links.known.any():
+            return {}
+        found, links = dict[str, NDArray[Any]](), self.links
+        near, pulls = np.zeros(self.agents), (links.weight > 0).sum(axis=1)
+        own, (nets, _) = self._said(rollout.outputs, self.policy), self.shape.split(links.policies)
+        for index, weight, known in zip(links.which.T, links.weight.T, links.known.T, strict=True):
+            other = self._said(self.shape.net.forward(nets[index], rollout.obs), links.policies[index])
+            kl = (other.kl(own) if self.config.penalty_direction == "forward" else own.kl(other)).mean(-1)
+            for k in np.flatnonzero(known):
+                name = f"kl.{links.names[index[k]]}"
+                found.setdefault(name, np.full(self.agents, np.nan))[k] = kl[k]
+            near += np.where(weight > 0, kl, 0.0)
+        return found | {"kl-neighbours": np.where(pulls > 0, near / np.maximum(pulls, 1), np.nan)}
 
     def _rate(self) -> float:
         """The step size of this iteration."""
@@ -322,14 +364,15 @@ class PPOFleet(Fleet):
         if not self.config.penalty or self.links is None:
             return None
         nets, _ = self.shape.split(self.links.policies)
-        return [self.shape.net.forward(nets[index], obs) for index in self.links.which.T]
+        pulling = self.links.which.T[: (self.links.weight > 0).any(axis=0).sum()]
+        return [self.shape.net.forward(nets[index], obs) for index in pulling]
 
     def _penalty(self, now: Outputs, near: list[F32], back: Back) -> F32:
         """sum_j C[k][j] KL_kj on every state, (K, b); its derivative by the agent's own outputs goes into ``back``."""
         assert self.links is not None
         total = np.zeros(now.values.shape[:2], np.float32)
         scale = self.config.penalty_coef / now.values.shape[1]
-        for index, weight, outputs in zip(self.links.which.T, self.links.weight.T, near, strict=True):
+        for index, weight, outputs in zip(self.links.which.T, self.links.weight.T, near, strict=False):
             other = self._said(outputs, self.links.policies[index])
             d = np.broadcast_to((scale * weight[:, None]).astype(np.float32), total.shape)
             if self.config.penalty_direction == "forward":

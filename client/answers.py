@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from numpy.typing import NDArray
 
 from agents.fleet import Fleet, Report
+from agents.ppo import PPOFleet
 from client import attacks, digest
 from client.session import Session
 from core.errors import Failure
@@ -61,7 +62,7 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
             f"the run's weights have the layout {order.layout:012x}, this agent's {mine:012x}: "
             "its world has other observations or actions"
         )
-    _load(session, asked)
+    _link(session, asked, _load(session, asked))
     rows = [row for row, _ in asked]
     came: dict[str, F32] = {}
     if order.exchange == "weights":
@@ -142,23 +143,47 @@ def _describe(session: Session, asked: Asked) -> list[Reply]:
     return answers
 
 
-def _load(session: Session, asked: Asked) -> None:
-    """Put the arrays of messages into the fleet. In one process many messages share one content: it is read once."""
-    known = exchangeable(session.fleet)
+def _load(session: Session, asked: Asked) -> dict[str, F32]:
+    """Put the arrays of messages into the fleet; returns the policies of others among them.
+
+    In one process many messages share one content: it is read once.
+    """
+    known, others = exchangeable(session.fleet), dict[str, F32]()
     sharing: dict[int, tuple[Message, list[int]]] = {}
     for row, message in asked:
         sharing.setdefault(id(message.content), (message, []))[1].append(row)
     for message, rows in sharing.values():
         names = list(message.content.get(messages.ARRAYS, ()))
-        widths = {name: known[name].shape[1] if name in known else -1 for name in names}
+        meant = {name: "policy" if name.startswith(messages.NEIGHBOUR) else name for name in names}
+        widths = {name: known[meant[name]].shape[1] if meant[name] in known else -1 for name in names}
         for name, weights in messages.unpack(message, widths).items():
-            if name.startswith(messages.MOMENTS):
+            if name.startswith(messages.NEIGHBOUR):
+                others[name] = weights
+            elif name.startswith(messages.MOMENTS):
                 moments = session.fleet.moments[name.removeprefix(messages.MOMENTS)]
                 part = moments.take(rows)
                 part.take_over(np.repeat(weights[None].astype(np.float64), len(rows), axis=0))
                 moments.put(rows, part)
             else:
                 known[name][rows] = weights
+    return others
+
+
+def _link(session: Session, asked: Asked, others: Mapping[str, F32]) -> None:
+    """What came of others pulls from now on, each agent by what its own message says: links last until the next one."""
+    fleet, names = session.fleet, list(others)
+    if not isinstance(fleet, PPOFleet):
+        if names:
+            raise Failure(f"policies of others came, and {session.config.algorithm} is pulled by nobody")
+        return
+    policies = np.stack([others[name] for name in names]) if names else np.empty((0, fleet.shape.width), np.float32)
+    matrix = np.full((fleet.agents, len(names)), np.nan, np.float32)
+    for row, message in asked:
+        for name, weight in messages.neighbours(message).items():
+            matrix[row, names.index(name)] = weight
+    known = ~np.isnan(matrix)
+    called = [name.removeprefix(messages.NEIGHBOUR) for name in names]
+    fleet.link(policies, np.where(known, matrix, np.float32(0)), known, called)
 
 
 def _measured(report: Report) -> dict[str, NDArray[np.float64]]:

@@ -24,6 +24,7 @@ from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPGConfig
+from strategies.kl_ppo import KLConfig
 
 Act = Callable[[Fleet], tuple[F32, Report]]
 
@@ -60,7 +61,9 @@ class RunConfig(PartyConfig):
     """A run: who gathers what, for how long, where it runs, and what it leaves behind."""
 
     strategy: str = option(
-        "alone", "How agents learn from each other; alone: not at all.", choices=("alone", "fedavg", "fedpg-br")
+        "alone",
+        "How agents learn from each other; alone: not at all.",
+        choices=("alone", "fedavg", "fedpg-br", "kl-ppo"),
     )
     engine: str = option(
         "local",
@@ -79,6 +82,7 @@ class RunConfig(PartyConfig):
     )
     federation: FederationConfig = table(FederationConfig)
     fedpg: FedPGConfig = table(FedPGConfig)
+    kl: KLConfig = table(KLConfig)
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
     wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
 

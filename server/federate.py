@@ -29,6 +29,7 @@ from strategies.alone import Alone
 from strategies.fedavg import FedAvg
 from strategies.federation import Federation
 from strategies.fedpg_br import FedPG
+from strategies.kl_ppo import KLPPO, OBSERVATIONS, POLICY
 from strategies.robust import make_rule
 
 Record = dict[str, Any]
@@ -140,12 +141,23 @@ def over(config: RunConfig, number: int, lived: list[int]) -> bool:
 def make_strategy(config: RunConfig, session: Session) -> Federation:
     """The strategy that the configuration names, starting from the session's first agent."""
     given = {"layout": layout(session), "agents": config.agents, "work": config.work}
+    if config.strategy != "kl-ppo" and config.algorithm == "ppo" and config.ppo.penalty:
+        raise Mistake("'ppo.penalty' pulls towards linked agents, and only the strategy kl-ppo links any")
     if config.strategy == "alone":
         return Alone({}, **given)
     if config.strategy == "fedpg-br":
         learner = server_learner(config)
         return FedPG(learner, config.fedpg, config.federation, layout(session), config.agents, config.seed)
     rule = make_rule(config.federation, config.agents)
+    if config.strategy == "kl-ppo":
+        if config.algorithm != "ppo":
+            raise Mistake(f"kl-ppo pulls policies of ppo together: algorithm is ppo then, not {config.algorithm}")
+        # Reward scales stay at home with the value functions; how observations look is part of a policy.
+        pulls = config.ppo.penalty and config.ppo.penalty_coef > 0
+        own = exchangeable(session.fleet)
+        moments = own[OBSERVATIONS].shape[1] if pulls and OBSERVATIONS in own else 0
+        wait_s, width = config.federation.wait_s, own[POLICY].shape[1]
+        return KLPPO(config.kl, rule, width, moments=moments, wait_s=wait_s, **given)
     return FedAvg(exchanged(config.federation.parts, session), rule=rule, wait_s=config.federation.wait_s, **given)
 
 
@@ -214,9 +226,11 @@ class _Keeper:
         self.best = self.unsaved = None
 
     def learned(self) -> dict[str, NDArray[Any]]:
-        """One row for everybody, or a row per agent where agents keep theirs to themselves."""
-        found = self.rounds.strategy.learned()
-        return found if found or self.session is None else self.session.fleet.learned
+        """One row for everybody, or a row per agent where agents keep weights of their own."""
+        strategy = self.rounds.strategy
+        if strategy.personal and self.session is not None:
+            return self.session.fleet.learned
+        return strategy.learned()
 
 
 def _within(where: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -15,6 +15,8 @@ from strategies.messages import Trained
 class Alone(Federation):
     """Agents are told to train and to be judged as they are."""
 
+    personal = True
+
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, self.order(number, None, extra))
 

@@ -47,8 +47,11 @@ class FederationConfig(RuleConfig):
 class Federation(Strategy):
     """K agents by number, a node for each, and what one round asks of them.
 
-    ``widths`` are the arrays that travel and their lengths, ``layout`` the number that says what they mean.
+    ``widths`` are the arrays that travel and their lengths, ``layout`` the number that says what they mean. Agents of a
+    ``personal`` one keep weights of their own: where they live in this process, theirs are what a run leaves.
     """
+
+    personal = False
 
     def __init__(self, widths: Mapping[str, int], layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         self.widths, self.layout, self.agents, self.work = dict(widths), layout, agents, work

@@ -22,6 +22,8 @@ F32 = NDArray[np.float32]
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 # Arrays with this beginning are running moments (count, mean, M2), not weights.
 MOMENTS = "moments."
+# Arrays with this beginning are policies of others; the metric of the same name says how much it pulls, maybe nothing.
+NEIGHBOUR = "neighbour."
 # Metrics with this beginning are what the algorithm measured: losses, shares, entropies.
 MEASURED = "metric."
 OVERSIZED = "oversized"
@@ -145,6 +147,22 @@ def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained
     measured = {name[len(MEASURED) :]: _number(metrics, name) for name in metrics if name.startswith(MEASURED)}
     measured |= zip(SECONDS, _numbers(metrics, "seconds", len(SECONDS)), strict=True)
     return Trained(int(agent), parts, int(steps), int(lived), updates, measured)
+
+
+def party(message: Message) -> int:
+    """Which agent a reply to a train message says it is from."""
+    return int(_numbers(_metrics(message), "said", len(SAID))[0])
+
+
+def neighbours(message: Message) -> dict[str, float]:
+    """How much each policy of others that came with a train message pulls, by its array's name."""
+    record, found = _metrics(message), {}
+    for name in message.content.get(ARRAYS, ()):
+        if name.startswith(NEIGHBOUR):
+            found[name] = float(_number(record, name))
+            if found[name] < 0:
+                raise RefusedError("no-metric", f"'{name}' has the weight {found[name]:g}, and none is below 0")
+    return found
 
 
 def judged(message: Message) -> Judged:

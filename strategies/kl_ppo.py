@@ -1,0 +1,169 @@
+"""KL-penalised federated PPO: agents stay their own, and are pulled towards the policies of their neighbours.
+
+Every round an agent is sent the policies of those it listens to (C[k][j] > 0) as they were after the last round, and
+sends its own if anybody listens to it. Value functions never travel. What the pull does to the loss is the learner's
+business (agents/ppo.py); here it is decided who is sent what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.common import log
+from numpy.typing import NDArray
+
+from core.config import option
+from core.moments import merged
+from core.rows import adopt
+from strategies import messages
+from strategies.federation import Arrays, Config, Federation
+from strategies.matrix import NAMES, STAR, communication, inlined
+from strategies.messages import Trained
+from strategies.robust import Rule, TooFewError
+
+Bools = NDArray[np.bool_]
+AVERAGE = "average"
+POLICY, OBSERVATIONS = "policy", messages.MOMENTS + "observations"
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """kl-ppo: who is pulled towards whom. How strongly and in which direction are keys of ppo."""
+
+    matrix: str = option(
+        "complete",
+        f"Who learns from whom: {', '.join(NAMES)}; {STAR}, everybody from the average; JSON, or a file that holds it.",
+    )
+    normalise: bool = option(True, "The weights of an agent's neighbours add up to 1; false: they count as given.")
+    max_age: int = option(
+        3, "Rounds that a neighbour may miss while its last policy is still used; then its weight is left out.", low=0
+    )
+    watch: bool = option(
+        False, "Hand every agent all others' policies, those that are no neighbours without weight: to measure all KLs."
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", inlined(self.matrix))
+
+
+class KLPPO(Federation):
+    """Keeps the last policy of every agent that somebody listens to, and hands it to those who do.
+
+    ``moments`` is the width of what agents know of their observations; when it is not 0 that is added up over all who
+    are linked, because a neighbour's policy can only be asked about what the neighbour would have seen.
+    """
+
+    personal = True
+
+    def __init__(
+        self,
+        config: KLConfig,
+        rule: Rule,
+        width: int,
+        layout: int,
+        agents: int,
+        work: int,
+        wait_s: float = 60.0,
+        moments: int = 0,
+    ) -> None:
+        super().__init__({POLICY: width} | ({OBSERVATIONS: moments} if moments else {}), layout, agents, work, wait_s)
+        self.config, self.rule, self.star = config, rule, config.matrix == STAR
+        self.matrix = communication("complete" if self.star else config.matrix, agents, config.normalise)
+        # Whose policies each agent is handed.
+        self.handed: Bools = ~np.eye(agents, dtype=bool) if config.watch else self.matrix > 0
+        self.heard: Bools = np.logical_or.reduce(self.handed, axis=0)
+        self.linked: Bools = self.heard | np.logical_or.reduce(self.handed, axis=1)
+        self.policies = np.zeros((agents, width), np.float32)
+        # The round after which each policy came; 0: it never did.
+        self.since = np.zeros(agents, np.int64)
+        self.moments = np.zeros(moments)
+
+    def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
+        usable = self._usable(number)
+        theirs = self._packed(usable)
+        shared = messages.pack({OBSERVATIONS: self.moments.astype(np.float32)}) if self.moments.size else {}
+        found = {}
+        for k in agents:
+            weights: dict[str, Any] = self._weights(k, usable) if theirs else {}
+            arrays = {name: theirs[name] for name in weights} | (dict(shared) if self.linked[k] else {})
+            found[k] = self.order(number, ArrayRecord(arrays), {**extra, "parts": list(self._sends(k))})
+            # Not in the config: agents whose configs are alike are trained in one step.
+            if weights:
+                found[k][messages.METRICS] = MetricRecord(weights)
+        return found
+
+    def read(self, message: Message) -> Trained:
+        return messages.trained(message, self._sends(messages.party(message)), self.layout)
+
+    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+        near: Bools = self.matrix > 0
+        usable = self._usable(number)
+        old = usable & (self.since < number - 1)
+        said: dict[str, list[int | None]] = {
+            name: [None] * self.agents for name in ("neighbours", "neighbours-stale", "neighbours-left-out")
+        }
+        for reply in replies:
+            for name, which in zip(said, (usable, old, ~usable), strict=True):
+                said[name][reply.agent] = int((near[reply.agent] & which).sum())
+            if POLICY in reply.parts:
+                self.policies[reply.agent], self.since[reply.agent] = reply.parts[POLICY], number
+            if OBSERVATIONS in reply.parts:
+                self.moments = merged(self.moments, reply.parts[OBSERVATIONS].astype(np.float64))
+        return said
+
+    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+        return dict.fromkeys(agents, RecordDict())
+
+    def learned(self) -> Arrays:
+        """The policies that are known here; of agents that sent none, nan."""
+        found: Arrays = {POLICY: np.where(self.since[:, None] > 0, self.policies, np.float32(np.nan))}
+        if self.moments.size:
+            found |= {f"{OBSERVATIONS}.shared": self.moments[None].copy()}
+            found |= {f"{OBSERVATIONS}.seen": np.zeros((1, len(self.moments)))}
+        return found
+
+    def state(self) -> Arrays:
+        return {"policies": self.policies, "since": self.since, "moments": self.moments}
+
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for name, mine in self.state().items():
+            adopt(mine, state, name)
+
+    def _sends(self, k: int) -> dict[str, int]:
+        """What agent k sends, by name with its width."""
+        heard, linked = (0 <= k < self.agents and bool(which[k]) for which in (self.heard, self.linked))
+        wanted = {POLICY: heard, OBSERVATIONS: linked}
+        return {name: width for name, width in self.widths.items() if wanted[name]}
+
+    def _usable(self, number: int) -> Bools:
+        """Whose policy is there, and not too old for this round."""
+        return (self.since > 0) & (number - 1 - self.since <= self.config.max_age)
+
+    def _packed(self, usable: Bools) -> dict[str, Array]:
+        """What may be handed out, by its name in a message; every policy is packed once, whoever gets it."""
+        members = np.flatnonzero(usable & self.heard)
+        singly = self.config.watch or not self.star
+        found = dict(messages.pack({messages.NEIGHBOUR + str(j): self.policies[j] for j in members if singly}))
+        if self.star and len(members):
+            try:
+                verdict = self.rule(self.policies[members], np.ones(len(members)))
+            except TooFewError as error:
+                log(WARNING, "nobody is pulled: %s", error)
+                return {}
+            if not verdict.kept.size:  # a rule that trusts nobody has no verdict
+                return {}
+            found |= messages.pack({messages.NEIGHBOUR + AVERAGE: verdict.row})
+        return found
+
+    def _weights(self, k: int, usable: Bools) -> dict[str, float]:
+        """What agent k is handed, and how much each counts."""
+        there = self.handed[k] & usable
+        if not self.star:
+            return {f"{messages.NEIGHBOUR}{j}": float(self.matrix[k, j]) for j in np.flatnonzero(there)}
+        watched = {f"{messages.NEIGHBOUR}{j}": 0.0 for j in np.flatnonzero(there) if self.config.watch}
+        return {messages.NEIGHBOUR + AVERAGE: 1.0} | watched

@@ -1,0 +1,124 @@
+"""Who learns from whom: a matrix C (K, K) whose entry C[k][j] is how much agent k is pulled towards agent j.
+
+Directed, not negative, nothing on the diagonal. It has a name, or comes as JSON: all of it, or {"edges": [[k, j,
+weight], ...]}, which is read as "k learns from j".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import Mistake
+
+F64 = NDArray[np.float64]
+# In a star everybody is pulled towards the average of all: there is one neighbour, and it is nobody.
+STAR = "star"
+JSON = ("[", "{")
+
+
+def ring(agents: int) -> F64:
+    """Both agents beside one's own number, the first and the last beside each other."""
+    C = np.zeros((agents, agents))
+    for k in range(agents):
+        C[k, (k - 1) % agents] = C[k, (k + 1) % agents] = 1.0
+    np.fill_diagonal(C, 0.0)
+    return C
+
+
+def complete(agents: int) -> F64:
+    return np.ones((agents, agents)) - np.eye(agents)
+
+
+def pairs(agents: int) -> F64:
+    """0 and 1, 2 and 3, and so on; of an odd number the last is on its own."""
+    C = np.zeros((agents, agents))
+    for k in range(0, agents - 1, 2):
+        C[k, k + 1] = C[k + 1, k] = 1.0
+    return C
+
+
+NAMES: dict[str, Callable[[int], F64]] = {"ring": ring, "complete": complete, "pairs": pairs}
+
+
+def inlined(text: str) -> str:
+    """A matrix's name or its JSON; a file's name becomes what the file holds, so that a run needs no file."""
+    text = text.strip()
+    if text in NAMES or text == STAR or text.startswith(JSON):
+        return text
+    try:
+        return json.dumps(json.loads(Path(text).read_text()), separators=(",", ":"))
+    except (OSError, UnicodeDecodeError):
+        known = ", ".join([*NAMES, STAR])
+        raise Mistake(f"'kl.matrix' is {known}, JSON, or a file that holds it, not '{text}'") from None
+    except ValueError as error:
+        raise Mistake(f"'kl.matrix' = {text} holds no JSON: {error}") from None
+
+
+def communication(text: str, agents: int, normalise: bool) -> F64:
+    """The matrix (K, K) of so many agents; normalised, what is not nothing in a row adds up to 1."""
+    C = NAMES[text](agents) if text in NAMES else _from_json(text, agents)
+    sums = C.sum(axis=1, keepdims=True)
+    return C / np.where(sums > 0, sums, 1.0) if normalise else C
+
+
+def _from_json(text: str, agents: int) -> F64:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise Mistake(f"'kl.matrix' is no JSON: {error}") from None
+    if isinstance(found, dict):
+        if set(found) != {"edges"} or not isinstance(found["edges"], list):
+            raise Mistake("'kl.matrix' is {\"edges\": [[k, j, weight], ...]}, or a list of rows")
+        C = _edges(found["edges"], agents)
+    else:
+        C = _rows(found, agents)
+    for k, j in np.argwhere(C != 0):
+        if k == j:
+            raise Mistake(f"'kl.matrix' links agent {k} to itself")
+    return C
+
+
+def _edges(edges: list[Any], agents: int) -> F64:
+    C, seen = np.zeros((agents, agents)), set()
+    for edge in edges:
+        if not isinstance(edge, list) or len(edge) != 3:
+            raise Mistake(f"'kl.matrix' has an edge {json.dumps(edge)}, and one is [k, j, weight]")
+        for index in edge[:2]:
+            if type(index) is not int or not 0 <= index < agents:
+                raise Mistake(f"'kl.matrix' has an edge {json.dumps(edge)}, and agents go from 0 to {agents - 1}")
+        k, j, weight = edge
+        if (k, j) in seen:
+            raise Mistake(f"'kl.matrix' has the edge from {k} to {j} twice")
+        seen.add((k, j))
+        C[k, j] = _weight(weight, k, j)
+    return C
+
+
+def _rows(rows: Any, agents: int) -> F64:
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise Mistake("'kl.matrix' is a list of rows, each a list of weights")
+    if any(len(row) != len(rows) for row in rows):
+        widths = ", ".join(map(str, sorted({len(row) for row in rows})))
+        raise Mistake(f"'kl.matrix' is not square: {len(rows)} rows with {widths} weights")
+    if len(rows) != agents:
+        raise Mistake(f"'kl.matrix' is for {len(rows)} agents, and the run has {agents}")
+    C = [[_weight(weight, k, j) for j, weight in enumerate(row)] for k, row in enumerate(rows)]
+    return np.array(C, np.float64).reshape(agents, agents)
+
+
+def _weight(value: Any, k: int, j: int) -> float:
+    where = f"'kl.matrix' has the weight {json.dumps(value)} from {k} to {j}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Mistake(f"{where}, and a weight is a number")
+    if not math.isfinite(value):
+        raise Mistake(f"{where}, and weights are finite")
+    if value < 0:
+        raise Mistake(f"{where}: negative, it would push apart without end")
+    return float(value)
