@@ -109,14 +109,27 @@ def table(
     group: Annotated[
         bool, typer.Option("--group", help="A line for all runs that differ by their seed alone.")
     ] = False,
+    reach: Annotated[
+        float | None, typer.Option(help="With --group: also where the mean return gets there, and what filters did.")
+    ] = None,
+    x: Annotated[str, typer.Option(help="With --reach: steps, trajectories, bytes or wall.")] = "steps",
 ) -> None:
     """What runs came to: the last judged return of each over its agents, or (--group) over the seeds of a conf."""
-    from runs import figures
+    from runs import figures, plots
 
+    if x not in plots.AXES:
+        raise Mistake(f"--x is one of {', '.join(plots.AXES)}, not '{x}'")
+    if reach is not None and not group:
+        raise Mistake("--reach is about the mean of several runs: add --group")
     there, found = read(runs), dict[str, Any]()
     if group:
-        found = {label: over_seeds(members) for label, members in grouped(there).items()}
+        groups = grouped(there)
+        found = {label: over_seeds(members) for label, members in groups.items()}
         show_groups("conf", found)
+        if reach is not None:
+            for label, members in groups.items():
+                found[label] |= on_the_way(label, members, reach, x)
+            show_ways(reach, x, found)
     else:
         rows = Table("run", "agents", "steps", "mean", "std", "worst", "best", "seconds", box=None)
         for run in there:
@@ -249,6 +262,44 @@ def over_seeds(group: list[Run]) -> dict[str, Any]:
 
     seeds = {run.conf["seed"]: run.records for run in group}
     return figures.over_seeds(seeds if len(seeds) == len(group) else {run.name: run.records for run in group})
+
+
+def on_the_way(label: str, group: list[Run], value: float, x: str) -> dict[str, Any]:
+    """Where a group's mean return gets to a value, and how its filter did, where it is known who lied."""
+    from runs import figures
+    from server.ledger import over_rounds
+
+    try:
+        found = figures.reach([run.records for run in group], value, x)
+    except Mistake as error:
+        raise Mistake(f"{label}: {error}") from None
+    did = [over_rounds(run.records) for run in group]
+    known = {name for one in did for name in one}
+    return {"reach": found} | {
+        "filter": {
+            name: round(sum(one[name] for one in did if name in one) / sum(name in one for one in did), 4)
+            for name in sorted(known)
+        }
+    }
+
+
+def show_ways(value: float, x: str, found: Mapping[str, dict[str, Any]]) -> None:
+    """A line per group: where its mean, its first and its last run got there, and what its filter did."""
+    rows = Table("conf", f"mean {value:g} at {x}", "first", "last", "got there", box=None)
+    shares = sorted({name for one in found.values() for name in one["filter"]})
+    for share in shares:
+        rows.add_column(share.replace("_", " "))
+    for label, one in found.items():
+        each = [at for at in one["reach"]["each"] if at is not None]
+        ends = [min(each), max(each)] if each else [None, None]
+        words = ["-" if at is None else f"{at:,.0f}" for at in (one["reach"]["mean"], *ends)]
+        counted = f"{len(each)} of {len(one['reach']['each'])}"
+        did = [f"{one['filter'][name]:.3f}" if name in one["filter"] else "-" for name in shares]
+        rows.add_row(escape(label), *words, counted, *did)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 200)  # a file has room
+    console.print(rows)
 
 
 def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:

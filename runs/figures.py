@@ -159,6 +159,20 @@ def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
     }
 
 
+def reach(runs: Sequence[Records], value: float, x: str) -> dict[str, Any]:
+    """Where (steps, trajectories, ...) the return first is as high as that: of the runs' mean, and of each; or None."""
+    lines = [_measured(records, "return", x) for records in runs]
+    each = [_first(at, np.nanmean(values, axis=0), value) for at, values in lines]
+    one = curve(runs, x=x)
+    whole = each[0] if len(runs) == 1 else _first(one.at, plain_mean(one.rows), value)
+    return {"value": value, "x": x, "mean": whole, "each": each}
+
+
+def _first(at: F64, values: F64, value: float) -> float | None:
+    there = np.flatnonzero(values >= value)
+    return round(float(at[there[0]]), 1) if len(there) else None
+
+
 def mean_return(record: Mapping[str, Any]) -> float:
     """The mean over the agents that were judged; minus infinity where nobody was."""
     judged = [value for value in record["return"] if value is not None and np.isfinite(value)]

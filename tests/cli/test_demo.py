@@ -45,6 +45,17 @@ def test_large_lies_are_found_and_everything_is_shown(tmp_path: Path) -> None:
     rules = {name: (tmp_path / "demo" / name / "metrics.jsonl").read_text().splitlines() for name in ("filter", "mean")}
     assert json.loads(rules["filter"][-1])["kept.policy"][-3:] == [0, 0, 0]
     assert json.loads(rules["mean"][-1])["kept.policy"] == [1] * 10
+    # The same runs in a table: where they got to, and what the filter did.
+    figures = tmp_path / "table.json"
+    code, out, err = fedrl("table", tmp_path / "demo", "--group", "--reach", 9, "--x", "trajectories", "--out", figures)
+    assert code == 0 and "mean 9 at trajectories" in out and not err
+    ways = json.loads(figures.read_text())
+    assert ways["federation.rule=auto"]["filter"]["recall"] == 1.0
+    assert ways["federation.rule=mean"]["filter"]["recall"] == 0.0
+    reach = ways["federation.rule=auto"]["reach"]
+    assert reach["x"] == "trajectories" and 3 <= reach["mean"] == reach["each"][0] < 60
+    assert fedrl("table", tmp_path / "demo", "--reach", 9)[0] == 2
+    assert fedrl("table", tmp_path / "demo", "--group", "--reach", 9, "--x", "days")[0] == 2
 
 
 def test_a_conf_that_makes_no_sense_is_one_sentence(tmp_path: Path) -> None:

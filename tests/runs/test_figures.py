@@ -132,3 +132,13 @@ def test_a_plain_mean_forgets_what_was_not_measured():
     assert (low < rows.mean(axis=0)).all() and (rows.mean(axis=0) < high).all()
     # A mean of ten numbers 4 apart has a standard error of 3.63: 1.645 of them to either side.
     np.testing.assert_allclose((high - low) / 2, 1.645 * 3.63, rtol=0.1)
+
+
+def test_where_runs_first_are_as_high():
+    """The first run is at 6 at 20 and the second at 9; their mean is 4 at 10 and 7.5 at 20."""
+    first = [record(10, [2.0]), record(20, [6.0]), record(30, [4.0])]
+    second = [record(10, [6.0]), record(20, [9.0]), record(30, [1.0])]
+    assert figures.reach([first, second], 6, "steps") == {"value": 6, "x": "steps", "mean": 20.0, "each": [20.0, 10.0]}
+    assert figures.reach([first, second], 8, "steps")["each"] == [None, 20.0]
+    assert figures.reach([first, second], 8, "steps")["mean"] is None
+    assert figures.reach([first], 6, "steps")["mean"] == 20.0
