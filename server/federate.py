@@ -102,15 +102,15 @@ def _federate(
         try:
             rounds.gather_parties()
             while not (over(config, number, ledger.lived) or stop()):
-                number += 1
-                lived = list(ledger.lived)
-                last = over(config, number, [now + more for now, more in zip(lived, gained, strict=True)])
+                this, lived = number + 1, list(ledger.lived)
+                last = over(config, this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
-                    "settle": number % config.settle_every == 0,
-                    "save": number % config.checkpoint_every == 0 or last,
+                    "settle": this % config.settle_every == 0,
+                    "save": this % config.checkpoint_every == 0 or last,
                 }
-                judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
-                record = rounds.round(number, extra, judge)
+                judge = config.evaluate_episodes > 0 and (this % config.federation.evaluate_every == 0 or last)
+                record = rounds.round(this, extra, judge)
+                number = this
                 liars = session.plan.attackers(number)
                 if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of
                     record |= truth(record, liars)
@@ -120,7 +120,7 @@ def _federate(
                 tell(record)
                 keeper.after(record)
         except Interrupted:
-            number -= 1  # the round in progress is played again
+            pass  # the round in progress is played again
         except QuorumError as error:
             keeper.save()
             raise QuorumError(f"{error}; go on with --resume {directory.path}") from None

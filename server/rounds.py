@@ -98,7 +98,7 @@ class Rounds:
         self._open: dict[str, _Letter] = {}
         self._usual: dict[str, float] = {}  # seconds until the first answer of the last exchange of a kind
         self._asked_who: set[int] = set()
-        self._looked = -math.inf
+        self._looked, self._asked_again = -math.inf, time.monotonic()
 
     def gather_parties(self) -> None:
         """Before the first round: wait for all agents, then for as many as a quorum needs."""
@@ -318,6 +318,10 @@ class Rounds:
         for agent in [agent for agent, node in self.members.items() if node not in nodes]:
             self.say(f"agent {agent} is gone")
             del self.members[agent]
+        if now - self._asked_again > _ASK_AGAIN_S:
+            # Who was refused, or has not answered, may have been mended since.
+            self._asked_again = now
+            self._asked_who &= set(self.members.values())
         new = sorted(nodes - self._asked_who)
         self._asked_who = nodes
         letters = [Message(RecordDict(), node, MessageType.QUERY, ttl=3600.0) for node in new]
@@ -330,8 +334,9 @@ class Rounds:
         return ("agent " if len(agents) == 1 else "agents ") + ", ".join(map(str, sorted(agents)))
 
 
-# Seconds between looks at who is there, and that a round in progress is given when somebody asks to stop.
-_LOOK_S, _STOP_S = 1.0, 10.0
+# Seconds between looks at who is there, between questions to those who are nobody yet, and that a round in progress is
+# given when somebody asks to stop.
+_LOOK_S, _ASK_AGAIN_S, _STOP_S = 1.0, 30.0, 10.0
 
 
 def _pause(waited: float, usual: float) -> float:

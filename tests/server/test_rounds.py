@@ -202,3 +202,20 @@ def test_the_ledger_says_where_the_time_went() -> None:
     parts = [record[f"{name}_s"] for name in ("serialising", "waiting", "working", "aggregating", "judging")]
     assert 0.09 < record["waiting_s"] < record["round_s"]
     np.testing.assert_allclose(sum(parts), record["round_s"], atol=0.02)
+
+
+def test_a_node_that_was_mended_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same id, other code: nobody tells the server that it was upgraded."""
+    monkeypatch.setattr(rounds_module, "_ASK_AGAIN_S", 0.1)
+    grid = Scripted({10: (0, always()), 11: (1, always())})
+    rounds = begun(grid, 2)
+    right, grid.app = grid.app, "old"
+    grid.nodes[12] = (1, always())
+    del grid.nodes[11]
+    time.sleep(0.15)
+    rounds.round(1, EXTRA, judge=False)
+    assert 1 not in rounds.members
+    grid.app = right
+    time.sleep(0.15)
+    rounds.round(2, EXTRA, judge=False)
+    assert rounds.members[1] == 12
