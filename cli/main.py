@@ -67,10 +67,8 @@ def run(
         refuse_other_run(changes)
     source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
     config = build(RunConfig, override(source, changes))
-    if nodes and config.engine != "grpc":
-        raise Mistake(f"--nodes is for the engine grpc, not {config.engine}")
     trackers.check(config.wandb)
-    session = engines.prepare(config)
+    session = engines.prepare(config, nodes)
     if resume is not None:
         directory = RunDirectory.open(resume)
         directory.write_conf(nested(config))

@@ -27,11 +27,17 @@ Stop = Callable[[], bool]
 Say = Callable[[str], None]
 
 
-def prepare(config: RunConfig) -> Session:
+def prepare(config: RunConfig, nodes: int = 0) -> Session:
     """The session of the process that gathers: all agents in the local engine, elsewhere one, to know what weights are.
 
     Whatever is wrong with the configuration is found here, before anything starts.
     """
+    if nodes and config.engine != "grpc":
+        raise Mistake(f"--nodes is for the engine grpc, not {config.engine}")
+    if nodes > config.agents:
+        raise Mistake(
+            f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
+        )
     session = Session(config, None if config.engine == "local" else [0])
     check(config, session)
     return session
@@ -87,10 +93,6 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
     """A stock SuperLink and nodes of ours as processes on this machine; all of them end with the run."""
     from server.launch import processes, start_node, superlink
 
-    if nodes > config.agents:
-        raise Mistake(
-            f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
-        )
     place = directory.path.resolve()
     # Apps are installed and compiled once per machine, not once per run.
     home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"

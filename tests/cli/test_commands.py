@@ -93,6 +93,12 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("run", "CONF", "--out", "RUN"), "already holds a run"),
         (("run", "CONF", "--set", "td3.gama=1"), "did you mean 'td3.gamma'"),
         (("run", "CONF", "--set", "wandb=3"), "true or false"),
+        (("run", "CONF", "--nodes", "2"), "--nodes is for the engine grpc"),
+        (("run", "CONF", "--engine", "grpc"), "set strategy"),
+        (("run", "CONF", "--engine", "grpc", "--set", "strategy=fedavg", "--nodes", "9"), "nothing to do for 2 agents"),
+        (("run", "CONF", "--engine", "mars"), "'engine' is one of"),
+        (("run", "CONF", "--set", "steps=0"), "would never end"),
+        (("run", "CONF", "--set", "strategy=fedavg", "--set", "federation.parts=brain"), "td3 has actor, critic"),
         (("eval", "RUN", "--agent", "7"), "agents 0 to 1"),
         (("eval", "nowhere"), "holds no run"),
         (("plot", "RUN", "--metric", "kl"), "measured no 'kl'"),
@@ -107,9 +113,11 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 ) -> None:  # fmt: skip
     capsys.readouterr()
     given = [{"RUN": run, "CONF": conf}.get(argument, argument) for argument in arguments]
+    before = set(Path("out").iterdir()) if Path("out").exists() else set()
     assert fedrl(monkeypatch, *given) == 2
     told = capsys.readouterr().err
     assert words in told
+    assert not Path("out").exists() or set(Path("out").iterdir()) == before, "something was begun"
     assert "Traceback" not in told
 
 
