@@ -150,7 +150,7 @@ class FedPG(Federation):
                 verdict = fedpg_filter(rows, self.agents, batch, sigma, self.rules.delta, self.rules.alpha)
         except TooFewError:
             return None, {}
-        notes: dict[str, Any] = dict(verdict.notes)
+        notes: dict[str, Any] = {f"{key}.policy": value for key, value in verdict.notes.items()}
         if sigma is not None:
             notes["sigma"] = sigma
         return (verdict if verdict.kept.size else None), notes

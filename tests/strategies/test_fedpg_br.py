@@ -14,6 +14,7 @@ from core.errors import Mistake
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPG, FedPGConfig
 from strategies.messages import Trained, order
+from strategies.robust import RULES
 from tests.server.scripted import LAYOUT
 
 EXTRA = {"settle": True, "save": False}
@@ -97,8 +98,17 @@ def test_without_anybody_to_trust_the_server_steps_on_its_own_gradient() -> None
     learner = Learner(scatter=1e-6)
     apart = [reply(agent, [float(10**agent), 0, 0]) for agent in range(4)]
     notes = fedpg(learner, inner="none").combine(1, apart)
-    assert (notes["regime"], notes["kept.policy"]) == (0, [0, 0, 0, 0])
+    assert (notes["regime.policy"], notes["kept.policy"]) == (0, [0, 0, 0, 0])
     np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
+
+
+def test_no_rule_s_note_takes_the_place_of_another_figure() -> None:
+    """The geometric median counts its steps, which are not those of the agents."""
+    for rule in RULES:
+        strategy = fedpg(agents=10, inner="none", rules={"rule": rule, "byzantine": 1})
+        notes = strategy.combine(1, honest(10))
+        assert notes["kept.policy"] == [1] * 10 or rule in ("krum", "multi-krum", "minimum-diameter")
+        assert not set(notes) & {"round", "steps", "updates", "return", "episodes", "missed", "parts"}, rule
 
 
 def test_the_length_of_the_inner_loop_is_geometric_with_the_right_mean() -> None:
@@ -115,7 +125,7 @@ def test_sigma_auto_is_measured_on_the_servers_own_trajectories_alone() -> None:
     found = []
     for replies in (honest(), [*honest(3), reply(3, [1e9, 0, 0])]):
         notes = fedpg(Learner(scatter=4.0), batch_min=16, batch_max=16, margin=1.5).combine(1, replies)
-        assert math.isclose(notes["threshold"], 1.5 * math.sqrt(2 * 4.0 / 16), rel_tol=1e-6)
+        assert math.isclose(notes["threshold.policy"], 1.5 * math.sqrt(2 * 4.0 / 16), rel_tol=1e-6)
         found.append(notes["sigma"])
     assert found[0] == found[1]
 
@@ -133,7 +143,7 @@ def test_a_number_for_sigma_is_the_papers_rule() -> None:
     strategy = fedpg(rules={"sigma": 0.06}, batch_min=16, batch_max=16)
     notes = strategy.combine(1, honest())
     V = 2 * math.log(2 * 4 / 0.6)
-    assert math.isclose(notes["threshold"], 2 * 0.06 * math.sqrt(V / 16), rel_tol=1e-6)
+    assert math.isclose(notes["threshold.policy"], 2 * 0.06 * math.sqrt(V / 16), rel_tol=1e-6)
     with pytest.raises(Mistake, match="auto or a number"):
         fedpg(rules={"sigma": "large"})
 
