@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --durations=10
 WORKERS ?= 2
 
-.PHONY: help setup run test slow lint format types bench lock keys clean
+.PHONY: help setup run test slow lint format types bench fedpg lock keys clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,18 @@ types: .venv/dev ## Check types
 
 bench: .venv/bench ## Measure the speed, beside Stable-Baselines3 (python -m benchmarks.NAME runs one)
 	$(BIN)/python -m benchmarks
+
+fedpg: .venv/dev ## Make the four figures of docs/fedpg_br.md anew, ten seeds each
+	$(BIN)/fedrl sweep conf/fedpg_cartpole_one.toml --seeds 0:10 --out out/fedpg/one
+	$(BIN)/fedrl sweep conf/fedpg_cartpole.toml --seeds 0:10 --out out/fedpg/ten
+	$(BIN)/fedrl sweep conf/fedpg_cartpole_noise.toml --seeds 0:10 --grid federation.rule=fedpg,mean --out out/fedpg/noise
+	$(BIN)/fedrl sweep conf/fedpg_cartpole_action.toml --seeds 0:10 --grid federation.rule=fedpg,mean --out out/fedpg/action
+	draw() { \
+		$(BIN)/fedrl plot out/fedpg/$$1 --x trajectories --each --mean --title "$$2" --out docs/results/fedpg_$$1.png; \
+		$(BIN)/fedrl table out/fedpg/$$1 --group --reach 400 --x trajectories --out docs/results/fedpg_$$1.json; \
+	}; \
+	draw one "W = 1"; draw ten "W = 10, B = 0"; \
+	draw noise "W = 10, B = 3: random-noise"; draw action "W = 10, B = 3: random-action"
 
 lock: .venv/dev ## Resolve every dependency anew and write constraints.txt
 	$(BIN)/python .ci/lock.py
