@@ -281,6 +281,86 @@ def test_a_larger_penalty_holds_an_agent_closer_to_its_neighbour(kind, direction
     assert (np.array(distances) > 0).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_gradient_of_the_pull_is_that_of_finite_differences(kind, direction):
+    """Everything else in the loss is turned off. The penalty is reckoned in float64, by somebody else's formula."""
+    off = {"entropy_coef": 0.0, "value_coef": 0.0, "normalise_advantage": False}
+    fleet, _ = fleet_for(kind, penalty=True, penalty_coef=0.7, penalty_direction=direction, **off)
+    fleet.policy += spread(fleet.policy.shape, 3, 0.3)
+    rollout = fleet.collect(Report(np.zeros(2, np.int64), np.zeros(2, np.int64)))
+    fleet._backward(
+        rollout._replace(advantage=np.zeros_like(rollout.advantage)), fleet.policy, fleet._neighbours(rollout.obs)
+    )
+    pulls = [[(0.5, 0), (2.0, 1)], [(1.0, 2)]]
+
+    def said(row, k):
+        """A policy on the states of agent k, (b, a): probabilities, or means and deviations."""
+        net, log_std = fleet.shape.split(row[None])
+        x = rollout.obs[k].astype(np.float64)
+        for W, b in fleet.shape.net.layers(net)[:-1]:
+            x = np.tanh(x @ W[0] + b[0])
+        W, b = fleet.shape.net.layers(net)[-1]
+        x = x @ W[0] + b[0]
+        if log_std is not None:
+            return x, np.exp(log_std)
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def kl(p, q):
+        if isinstance(p, tuple):
+            (m, s), (n, t) = p, q
+            return (np.log(t / s) + (s**2 + (m - n) ** 2) / (2 * t**2) - 0.5).sum(-1).mean()
+        return (p * np.log(p / q)).sum(-1).mean()
+
+    def penalty(row, k):
+        total = 0.0
+        for weight, j in pulls[k]:
+            own, other = said(row, k), said(frozen(fleet)[j].astype(np.float64), k)
+            total += 0.7 * weight * (kl(other, own) if direction == "forward" else kl(own, other))
+        return total
+
+    eps = 1e-5
+    for k in range(2):
+        row = fleet.policy[k].astype(np.float64)
+        steps = eps * np.eye(len(row))
+        slope = np.array([(penalty(row + d, k) - penalty(row - d, k)) / (2 * eps) for d in steps])
+        assert np.abs(slope).max() > 0.01
+        np.testing.assert_allclose(fleet._gradients[0][k], slope, rtol=1e-3, atol=1e-5)
+
+
+def test_how_far_an_agent_is_from_whom_it_knows():
+    """By name, before the first update; a policy that is known without weight is measured and pulls nobody."""
+    fleet, _ = fleet_for("discrete", penalty=True)
+    known = np.array([[True, True, False], [False, False, True]])
+    fleet.link(frozen(fleet), np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]], np.float32), known, ["a", "b", "c"])
+    other, _ = fleet_for("discrete", penalty=True)
+    other.link(frozen(fleet), np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 2.0]], np.float32))
+    start = fleet.policy.copy()
+    metrics, blind = fleet.train(2).metrics, other.train(2).metrics
+    np.testing.assert_array_equal(fleet.policy, other.policy)
+    assert {"kl.a", "kl.b", "kl.c", "kl-neighbours"} == {name for name in metrics if name.startswith("kl")}
+    assert np.isnan(metrics["kl.c"][0]) and np.isnan(metrics["kl.a"][1]) and np.isnan(metrics["kl.b"][1])
+    assert "kl.b" not in blind
+    np.testing.assert_array_equal(metrics["kl-neighbours"], [metrics["kl.a"][0], metrics["kl.c"][1]])
+    again, _ = fleet_for("discrete")
+    rollout = again.collect(Report(np.zeros(2, np.int64), np.zeros(2, np.int64)))
+    own = again.shape.outputs(start, rollout.obs)
+    for name, j, k in (("a", 0, 0), ("b", 1, 0), ("c", 2, 1)):
+        theirs = again.shape.outputs(np.repeat(frozen(fleet)[j : j + 1], 2, axis=0), rollout.obs)
+        np.testing.assert_allclose(metrics[f"kl.{name}"][k], theirs.kl(own).mean(-1)[k], rtol=1e-5)
+
+
+def test_agents_that_nobody_pulls_learn_alone():
+    lonely, _ = fleet_for("discrete", penalty=True)
+    lonely.link(np.empty((0, lonely.policy.shape[1]), np.float32), np.empty((2, 0), np.float32))
+    alone, _ = fleet_for("discrete")
+    metrics = lonely.train(2).metrics
+    alone.train(2)
+    np.testing.assert_array_equal(lonely.policy, alone.policy)
+    assert (metrics["penalty"] == 0).all()
+
+
 def test_without_weight_the_run_is_independent_ppo():
     pulled, _ = fleet_for("discrete", penalty=True, penalty_coef=0.0)
     alone, _ = fleet_for("discrete")
@@ -343,6 +423,9 @@ def test_measures():
     fleet, _ = fleet_for("discrete", penalty=True)
     metrics = fleet.train(2).metrics
     wanted = {"policy-loss", "value-loss", "entropy", "penalty", "approx-kl", "clip-fraction", "gradient-norm"}
+    shares = [metrics[f"share-{name}"] for name in ("policy", "value", "entropy", "penalty")]
+    np.testing.assert_allclose(np.sum(shares, axis=0), np.ones(2), rtol=1e-6)
+    np.testing.assert_allclose(shares[3] / shares[1], metrics["penalty"] / (0.5 * metrics["value-loss"]), rtol=0.05)
     assert wanted <= metrics.keys()
     for name in wanted:
         assert metrics[name].shape == (2,)
