@@ -80,6 +80,8 @@ def plot(
     each: Annotated[bool, typer.Option("--each", help="Also draw every run of a group, thin.")] = False,
     mean: Annotated[bool, typer.Option("--mean", help="The mean and its 90% bootstrap band instead.")] = False,
     title: Annotated[str, typer.Option(help="Words above the picture.")] = "",
+    matrix: Annotated[bool, typer.Option("--matrix", help="Instead: who learns from whom in a run of kl-ppo.")] = False,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Instead: the KL between its agents over time.")] = False,
 ) -> None:
     """Curves: runs that differ by their seed alone are one, their interquartile mean with a 95% bootstrap band.
 
@@ -89,6 +91,9 @@ def plot(
     from runs import plots
     from runs.figures import curve
 
+    if matrix or pairs:
+        links(runs, out, pairs, title)
+        return
     if x not in plots.AXES:
         raise Mistake(f"--x is one of {', '.join(plots.AXES)}, not '{x}'")
     found = {}
@@ -100,6 +105,31 @@ def plot(
         if one.at[-1] < 0.9 * one.furthest:
             note(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
     plots.draw(out, found, title, metric, x, each, mean)
+    note(f"drawn: {out}")
+
+
+def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
+    """The communication matrix of a run, or how far from each other its agents were."""
+    from client.session import RunConfig
+    from core.config import build
+    from runs import links as pictures
+    from runs.directory import RunDirectory
+    from strategies.matrix import STAR, communication
+
+    if len(places) != 1:
+        raise Mistake(f"--matrix and --pairs draw one run, not {len(places)}")
+    directory = RunDirectory.open(places[0])
+    config = build(RunConfig, directory.read_conf())
+    if config.strategy != "kl-ppo":
+        raise Mistake(f"{places[0]} has no communication matrix: its strategy is {config.strategy}, not kl-ppo")
+    star = config.kl.matrix == STAR
+    C = None if star else communication(config.kl.matrix, config.agents, config.kl.normalise)
+    if pairs:
+        pictures.heat(out, directory.read_metrics(), C, title)
+    elif C is None:
+        raise Mistake("a star has no matrix: everybody is pulled towards the average of all")
+    else:
+        pictures.matrix(out, C, title)
     note(f"drawn: {out}")
 
 

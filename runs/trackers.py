@@ -57,7 +57,9 @@ def scalars(record: Mapping[str, Any], where: str = "") -> dict[str, float]:
             found |= scalars(value, f"{where}{name}/")
             continue
         measured = [x for x in value if x is not None] if isinstance(value, list) else [value]
-        if name not in ("round", "steps") and measured:
+        if name.startswith("kl.") and isinstance(value, list):  # a number per edge, where a mean would say nothing
+            found |= {f"{where}{name}/{k}": float(x) for k, x in enumerate(value) if x is not None}
+        elif name not in ("round", "steps") and measured:
             found[where + name] = float(np.mean(measured))
     if known := [x for x in record.get("return", []) if x is not None]:
         found["return-worst"] = float(np.min(known))
