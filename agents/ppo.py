@@ -186,9 +186,7 @@ class PPOFleet(Fleet):
             with report.acting():
                 rollout = self.collect(report)
             with report.learning():
-                if iteration == 0:
-                    measured |= {name: [distance] for name, distance in self.distances(rollout).items()}
-                for name, value in self.learn(rollout, report).items():
+                for name, value in self.learn(rollout, report, handed=iteration == 0).items():
                     measured.setdefault(name, []).append(value)
             self.progress += 1
         report.metrics = {name: np.mean(values, axis=0, dtype=np.float64) for name, values in measured.items()}
@@ -251,11 +249,15 @@ class PPOFleet(Fleet):
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def learn(self, rollout: Rollout, report: Report) -> dict[str, NDArray[Any]]:
-        """Epochs of minibatches over a rollout; returns what was measured, per agent."""
+    def learn(self, rollout: Rollout, report: Report, handed: bool = False) -> dict[str, NDArray[Any]]:
+        """Epochs of minibatches over a rollout; returns what was measured, per agent.
+
+        ``handed``: the links are new, so how far agents are from each other is measured as well.
+        """
         config, (K, B) = self.config, rollout.value.shape
         before = self.policy.copy() if config.objective == "kl" else self.policy
         neighbours = self._neighbours(rollout.obs)
+        apart = self.distances(rollout, neighbours or []) if handed else {}
         going = np.ones(K, np.bool_)
         shares: dict[str, list[F32]] = {}
         norms: list[F32] = []
@@ -290,7 +292,7 @@ class PPOFleet(Fleet):
             measured["beta"] = self.beta.copy()
         measured["gradient-norm"] = _mean(norms, done)
         measured["explained-variance"] = equations.explained_variance(rollout.value, rollout.target)
-        return measured | self._shares(measured)
+        return measured | self._shares(measured) | apart
 
     def _shares(self, measured: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """How much of the loss each term is: its size as it is weighted, over the sum of all sizes."""
@@ -300,24 +302,26 @@ class PPOFleet(Fleet):
         whole = np.maximum(sum(sizes.values()), 1e-12)
         return {f"share-{name.removesuffix('-loss')}": size / whole for name, size in sizes.items()}
 
-    def distances(self, rollout: Rollout) -> dict[str, NDArray[Any]]:
+    def distances(self, rollout: Rollout, near: list[F32]) -> dict[str, NDArray[Any]]:
         """KL on a fresh rollout's states to every policy that an agent knows, and its mean over those that pull it.
 
-        Nan where an agent knows none. Measured before the first update, so it is between policies of one moment.
+        Nan where an agent knows none. Measured before the first update, so it is between policies of one moment. What
+        those that pull put out is there already (``near``).
         """
         if self.links is None or not self.links.known.any():
             return {}
         found, links = dict[str, NDArray[Any]](), self.links
-        near, pulls = np.zeros(self.agents), (links.weight > 0).sum(axis=1)
+        total, pulls = np.zeros(self.agents), (links.weight > 0).sum(axis=1)
         own, (nets, _) = self._said(rollout.outputs, self.policy), self.shape.split(links.policies)
-        for index, weight, known in zip(links.which.T, links.weight.T, links.known.T, strict=True):
-            other = self._said(self.shape.net.forward(nets[index], rollout.obs), links.policies[index])
+        for at, (index, weight, known) in enumerate(zip(links.which.T, links.weight.T, links.known.T, strict=True)):
+            outputs = near[at] if at < len(near) else self.shape.net.forward(nets[index], rollout.obs)
+            other = self._said(outputs, links.policies[index])
             kl = (other.kl(own) if self.config.penalty_direction == "forward" else own.kl(other)).mean(-1)
             for k in np.flatnonzero(known):
                 name = f"kl.{links.names[index[k]]}"
                 found.setdefault(name, np.full(self.agents, np.nan))[k] = kl[k]
-            near += np.where(weight > 0, kl, 0.0)
-        return found | {"kl-neighbours": np.where(pulls > 0, near / np.maximum(pulls, 1), np.nan)}
+            total += np.where(weight > 0, kl, 0.0)
+        return found | {"kl-neighbours": np.where(pulls > 0, total / np.maximum(pulls, 1), np.nan)}
 
     def _rate(self) -> float:
         """The step size of this iteration."""
