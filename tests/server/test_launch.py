@@ -219,7 +219,7 @@ def test_ctrl_c_leaves_nothing_not_even_a_serverapp(project: Path, tmp_path: Pat
             assert len(of(home)) == 3  # SuperLink, SuperExec, ServerApp
             assert {mark.split(":")[0] for pid, mark in marks().items() if pid in of(home)} == {str(process.pid)}
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=60)
         finally:
             process.kill()
     assert said.rstrip().endswith("KeyboardInterrupt")
