@@ -281,7 +281,7 @@ def test_a_superlink_killed_and_restarted_finds_its_nodes_and_the_run_goes_on_wh
             before = run.read_metrics()[-1]
             with Control(second.control) as control:
                 control.submit(ROOT, flatten(run_config(run)) | {"directory": str(run.path), "run": run.name})
-            until(lambda: rounds(run) >= before["round"] + 3)
+            until(lambda: rounds(run) >= before["round"] + 3, 180)
             after = run.read_metrics()[-1]
             assert min(after["steps"]) > min(before["steps"])
             assert all(process.poll() is None for process in nodes)
