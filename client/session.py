@@ -17,6 +17,7 @@ from agents.ppo import PPOConfig
 from agents.td3 import TD3Config
 from client.attacks import FALSE_WORLDS, AttackConfig, Plan, drawn_in
 from client.false_worlds import FalseWorlds
+from client.gossip.config import GossipConfig
 from core.config import option, table
 from core.errors import Failure, Mistake
 from core.rows import Array, Rows
@@ -83,6 +84,7 @@ class RunConfig(PartyConfig):
     federation: FederationConfig = table(FederationConfig)
     fedpg: FedPGConfig = table(FedPGConfig)
     kl: KLConfig = table(KLConfig)
+    gossip: GossipConfig = table(GossipConfig)
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
     wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
 

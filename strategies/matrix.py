@@ -21,6 +21,7 @@ F64 = NDArray[np.float64]
 # In a star everybody is pulled towards the average of all: there is one neighbour, and it is nobody.
 STAR = "star"
 JSON = ("[", "{")
+KEY = "kl.matrix"
 
 
 def ring(agents: int) -> F64:
@@ -47,18 +48,17 @@ def pairs(agents: int) -> F64:
 NAMES: dict[str, Callable[[int], F64]] = {"ring": ring, "complete": complete, "pairs": pairs}
 
 
-def inlined(text: str) -> str:
+def inlined(text: str, key: str = KEY, names: tuple[str, ...] = (*NAMES, STAR)) -> str:
     """A matrix's name or its JSON; a file's name becomes what the file holds, so that a run needs no file."""
     text = text.strip()
-    if text in NAMES or text == STAR or text.startswith(JSON):
+    if text in names or text.startswith(JSON):
         return text
     try:
         return json.dumps(json.loads(Path(text).read_text()), separators=(",", ":"))
     except (OSError, UnicodeDecodeError):
-        known = ", ".join([*NAMES, STAR])
-        raise Mistake(f"'kl.matrix' is {known}, JSON, or a file that holds it, not '{text}'") from None
+        raise Mistake(f"'{key}' is {', '.join(names)}, JSON, or a file that holds it, not '{text}'") from None
     except ValueError as error:
-        raise Mistake(f"'kl.matrix' = {text} holds no JSON: {error}") from None
+        raise Mistake(f"'{key}' = {text} holds no JSON: {error}") from None
 
 
 def communication(text: str, agents: int, normalise: bool) -> F64:
@@ -72,49 +72,54 @@ def _from_json(text: str, agents: int) -> F64:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise Mistake(f"'kl.matrix' is no JSON: {error}") from None
+        raise Mistake(f"'{KEY}' is no JSON: {error}") from None
+    return weights(found, agents)
+
+
+def weights(found: Any, agents: int, key: str = KEY, own: bool = False) -> F64:
+    """What JSON says of who weighs how much with whom: rows, or edges; ``own``: links to oneself are allowed."""
     if isinstance(found, dict):
         if set(found) != {"edges"} or not isinstance(found["edges"], list):
-            raise Mistake("'kl.matrix' is {\"edges\": [[k, j, weight], ...]}, or a list of rows")
-        C = _edges(found["edges"], agents)
+            raise Mistake(f"'{key}' is {{\"edges\": [[k, j, weight], ...]}}, or a list of rows")
+        C = _edges(found["edges"], agents, key)
     else:
-        C = _rows(found, agents)
-    for k, j in np.argwhere(C != 0):
-        if k == j:
-            raise Mistake(f"'kl.matrix' links agent {k} to itself")
+        C = _rows(found, agents, key)
+    for k in np.flatnonzero(np.diag(C)):
+        if not own:
+            raise Mistake(f"'{key}' links agent {k} to itself")
     return C
 
 
-def _edges(edges: list[Any], agents: int) -> F64:
+def _edges(edges: list[Any], agents: int, key: str) -> F64:
     C, seen = np.zeros((agents, agents)), set()
     for edge in edges:
         if not isinstance(edge, list) or len(edge) != 3:
-            raise Mistake(f"'kl.matrix' has an edge {json.dumps(edge)}, and one is [k, j, weight]")
+            raise Mistake(f"'{key}' has an edge {json.dumps(edge)}, and one is [k, j, weight]")
         for index in edge[:2]:
             if type(index) is not int or not 0 <= index < agents:
-                raise Mistake(f"'kl.matrix' has an edge {json.dumps(edge)}, and agents go from 0 to {agents - 1}")
+                raise Mistake(f"'{key}' has an edge {json.dumps(edge)}, and agents go from 0 to {agents - 1}")
         k, j, weight = edge
         if (k, j) in seen:
-            raise Mistake(f"'kl.matrix' has the edge from {k} to {j} twice")
+            raise Mistake(f"'{key}' has the edge from {k} to {j} twice")
         seen.add((k, j))
-        C[k, j] = _weight(weight, k, j)
+        C[k, j] = _weight(weight, k, j, key)
     return C
 
 
-def _rows(rows: Any, agents: int) -> F64:
+def _rows(rows: Any, agents: int, key: str) -> F64:
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise Mistake("'kl.matrix' is a list of rows, each a list of weights")
+        raise Mistake(f"'{key}' is a list of rows, each a list of weights")
     if any(len(row) != len(rows) for row in rows):
         widths = ", ".join(map(str, sorted({len(row) for row in rows})))
-        raise Mistake(f"'kl.matrix' is not square: {len(rows)} rows with {widths} weights")
+        raise Mistake(f"'{key}' is not square: {len(rows)} rows with {widths} weights")
     if len(rows) != agents:
-        raise Mistake(f"'kl.matrix' is for {len(rows)} agents, and the run has {agents}")
-    C = [[_weight(weight, k, j) for j, weight in enumerate(row)] for k, row in enumerate(rows)]
+        raise Mistake(f"'{key}' is for {len(rows)} agents, and the run has {agents}")
+    C = [[_weight(weight, k, j, key) for j, weight in enumerate(row)] for k, row in enumerate(rows)]
     return np.array(C, np.float64).reshape(agents, agents)
 
 
-def _weight(value: Any, k: int, j: int) -> float:
-    where = f"'kl.matrix' has the weight {json.dumps(value)} from {k} to {j}"
+def _weight(value: Any, k: int, j: int, key: str) -> float:
+    where = f"'{key}' has the weight {json.dumps(value)} from {k} to {j}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Mistake(f"{where}, and a weight is a number")
     if not math.isfinite(value):
