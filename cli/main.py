@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.certs import certs
 from cli.demo import demo
 from cli.doctor import doctor
 from cli.look import evaluate, plot, table
@@ -32,6 +33,7 @@ app.command("eval")(evaluate)
 app.command()(plot)
 app.command()(table)
 app.command()(node)
+app.command()(certs)
 app.command()(sweep)
 app.command()(demo)
 app.command()(doctor)

@@ -409,7 +409,9 @@ class FleetLink:
         """In words what TLS has to say."""
         if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details.lower():
             roots = self.address.roots or "the roots of this system (name its CA by --root-certificates)"
-            return f"its certificate does not verify against {roots}: {_line(details)}"
+            return f"its certificate does not verify against {roots}: {_line(details.rpartition('FAILED: ')[2])}"
+        if "Hostname Verification" in details:
+            return f"its certificate is not for the name {self.address.superlink.rpartition(':')[0]}"
         if "WRONG_VERSION_NUMBER" in details:
             return "it speaks plain text where TLS was expected: it runs with --insecure, so must the node, or neither"
         if self.address.insecure and "refused" not in details and self._speaks_tls():

@@ -14,22 +14,20 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from flwr.cli.build import build_fab_from_disk
 from flwr.proto.control_pb2 import RegisterNodeRequest
 
+from cli.certs import certs
 from cli.node import parse_agents
 from client import digest
+from client.certificates import Authority, node_key
 from client.fleet_link import Address, Key
 from client.node import Node
 from core.errors import Failure, Mistake
@@ -224,58 +222,39 @@ def test_a_superlink_that_comes_late_goes_and_comes_back(start: Callable[..., Pr
 # Who is let in.
 
 
-def certificates(folder: Path, name: str) -> dict[str, Path]:
-    """A certificate authority, and what it signed for this machine."""
-    made = {}
-    issuer_key, issuer = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} CA")]),
-    )
-    for what, subject, key in (
-        ("ca", issuer, issuer_key),
-        ("server", x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), ec.generate_private_key(ec.SECP256R1())),
-    ):
-        certificate = (
-            x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(datetime.now(UTC) - timedelta(days=1))
-            .not_valid_after(datetime.now(UTC) + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=what == "ca", path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .sign(issuer_key, hashes.SHA256())
-        )
-        made[what] = folder / f"{name}-{what}.pem"
-        made[what].write_bytes(certificate.public_bytes(Encoding.PEM))
-        made[f"{what}-key"] = folder / f"{name}-{what}.key"
-        made[f"{what}-key"].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return made
+def register(control: Control, public: Path) -> None:
+    """As `flwr supernode register` does."""
+    key = load_ssh_public_key(public.read_bytes())
+    content = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    control.stub.RegisterNode(RegisterNodeRequest(public_key=content), timeout=20)
 
 
-def node_key(path: Path) -> bytes:
-    """Writes a private key as ssh-keygen does; returns the public one as Flower sends it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+def closed(home: Path, keys: Path, server: str = "server") -> AbstractContextManager[SuperLink]:
+    """A SuperLink with TLS that admits registered nodes only."""
+    options = [
+        "--ssl-ca-certfile", str(keys / "ca.pem"), "--ssl-certfile", str(keys / f"{server}.pem"),
+        "--ssl-keyfile", str(keys / f"{server}.key"), "--enable-supernode-auth",
+    ]  # fmt: skip
+    return superlink(home, options=options)
 
 
 def test_tls_and_keys(start: Callable[..., Process], link: SuperLink, tmp_path: Path) -> None:
-    ours, strange = certificates(tmp_path, "ours"), certificates(tmp_path, "strange")
-    options = [
-        "--ssl-ca-certfile", str(ours["ca"]), "--ssl-certfile", str(ours["server"]),
-        "--ssl-keyfile", str(ours["server-key"]), "--enable-supernode-auth",
-    ]  # fmt: skip
-    with superlink(tmp_path / "home", options=options) as closed:
-        fleet = closed.fleet.replace("127.0.0.1", "localhost")
-        control = closed.control.replace("127.0.0.1", "localhost")
-        public, _ = node_key(tmp_path / "known"), node_key(tmp_path / "unknown")
-        with Control(control, ours["ca"]) as stub:
-            stub.stub.RegisterNode(RegisterNodeRequest(public_key=public), timeout=20)
-        roots = {"roots": str(ours["ca"])}
-        known = start(fleet, **roots, keys=[str(tmp_path / "known")])
+    ours, strange = tmp_path / "ours", tmp_path / "strange"
+    certs(ours, "127.0.0.1", nodes="0-1")
+    certs(strange)
+    Authority.read(ours).issue(ours / "late", ["127.0.0.1"], -timedelta(days=1))
+    with closed(tmp_path / "home", ours) as running, closed(tmp_path / "late", ours, "late") as late:
+        fleet, roots = running.fleet, {"roots": str(ours / "ca.pem")}
+        with Control(running.control, ours / "ca.pem") as control:
+            register(control, ours / "node-0.pub")
+        known = start(fleet, **roots, keys=[str(ours / "node-0")])
         ends = {
             "plain text": (start(fleet, insecure=True, give_up=0.5), "it speaks TLS"),
-            "strange CA": (start(fleet, roots=str(strange["ca"]), give_up=0.5), "its certificate does not verify"),
+            "strange CA": (start(fleet, roots=str(strange / "ca.pem"), give_up=0.5), "its certificate does not verify"),
+            "expired": (start(late.fleet, **roots, give_up=0.5), "certificate has expired"),
+            "another name": (start(fleet.replace("127.0.0.1", "localhost"), **roots, give_up=0.5), "not for the name"),
             "no key": (start(fleet, **roots), "admits registered nodes only"),
-            "unknown": (start(fleet, **roots, keys=[str(tmp_path / "unknown")], give_up=0.5), "does not admit the key"),
+            "unknown": (start(fleet, **roots, keys=[str(ours / "node-1")], give_up=0.5), "does not admit the key"),
             "TLS": (start(link.fleet, **roots, give_up=0.5), "it speaks plain text where TLS was expected"),
         }
         for name, (node, words) in ends.items():
@@ -285,7 +264,8 @@ def test_tls_and_keys(start: Callable[..., Process], link: SuperLink, tmp_path: 
         known.says("agent 0 is node")
         known.process.terminate()
         assert known.ends() == 0
-        crash(closed)
+        crash(running)
+        crash(late)
 
 
 def test_a_key_per_agent(tmp_path: Path) -> None:
