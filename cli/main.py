@@ -18,7 +18,7 @@ from cli.certs import certs
 from cli.demo import demo
 from cli.doctor import doctor
 from cli.look import evaluate, plot, table
-from cli.node import node
+from cli.node import check_address, node
 from cli.screen import Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
@@ -46,6 +46,10 @@ def run(
     seed: Annotated[int | None, typer.Option(help="The run's seed; the conf's otherwise.")] = None,
     engine: Annotated[str | None, typer.Option(help="local, ray or grpc; the conf's otherwise.")] = None,
     nodes: Annotated[int, typer.Option(help="With grpc: processes that share the agents; one each otherwise.")] = 0,
+    superlink: Annotated[
+        str, typer.Option(help="Submit the run to this SuperLink (HOST:PORT of its control API, 9093 as a rule).")
+    ] = "",
+    root_certificates: Annotated[Path | None, typer.Option(help="Its CA, a PEM file; plain text without.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory; out/CONF-TIME otherwise.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
@@ -63,6 +67,11 @@ def run(
         raise Mistake("give a conf to start a run, or --resume RUN to go on with one")
     if resume is not None and out is not None:
         raise Mistake("a resumed run goes on in its own directory: leave --out away")
+    if superlink:
+        check_address("--superlink", superlink, 9093)
+        engine = engine or (None if resume else "grpc")
+    if root_certificates is not None and not (superlink and root_certificates.is_file()):
+        raise Mistake("--root-certificates is the file of the CA of the --superlink")
     changes = list(settings or []) + ([f"seed={seed}"] if seed is not None else [])
     changes += [f"engine={engine}"] if engine is not None else []
     if resume is not None:
@@ -70,7 +79,7 @@ def run(
     source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
     config = build(RunConfig, override(source, changes))
     trackers.check(config.wandb)
-    session = engines.prepare(config, nodes)
+    session = engines.prepare(config, nodes, superlink)
     if resume is not None:
         directory = RunDirectory.open(resume)
         directory.write_conf(nested(config))
@@ -79,7 +88,10 @@ def run(
         directory = RunDirectory.create(out or Path("out") / name, nested(config))
     try:
         with interruptible() as stop, closing(session):
-            summary = engines.run(config, session, directory, teller(config), announce, stop, nodes)
+            show_round = teller(config)
+            summary = engines.run(
+                config, session, directory, show_round, announce, stop, nodes, superlink, root_certificates
+            )
     except KeyboardInterrupt:
         say.print(f"stopped at once; what is saved goes on with: fedrl run --resume {directory.path}", soft_wrap=True)
         raise typer.Exit(130) from None

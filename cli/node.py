@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,13 @@ def node(
     superlink: Annotated[
         str, typer.Option(help="HOST:PORT of the SuperLink's Fleet API (9092 unless told otherwise).")
     ],
-    agents: Annotated[str, typer.Option(help="Which agents live here: 0,2-4. Each is a node of its own to Flower.")],
+    agents: Annotated[
+        str, typer.Option(help="Which agents live here: 0,2-4. Each is a node of its own to Flower.")
+    ] = "",
+    claim: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --agents: the first agent that nobody holds in this shared folder."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain text: for one machine, or a private line.")
     ] = False,
@@ -26,7 +33,8 @@ def node(
         Path | None, typer.Option(help="The CA of the SuperLink, a PEM file; the system's otherwise.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="Private key files, comma-separated, one per agent (ssh-keygen -t ecdsa -b 256).")
+        str | None,
+        typer.Option(help="Private key files, comma-separated, one per agent (`fedrl certs`); {} is its number."),
     ] = None,
     state: Annotated[
         Path | None, typer.Option(help="Where agents are saved; FEDRL_STATE or a temporary folder.")
@@ -38,18 +46,21 @@ def node(
     attack: Annotated[
         str, typer.Option(help="The agents here attack, whatever the run says: sign-flip, or none@1,zero@10.")
     ] = "",
+    alive: Annotated[
+        Path | None, typer.Option(help="A file that is touched as often as the SuperLink says that it knows us.")
+    ] = None,
     max_message_mb: Annotated[int, typer.Option(help="A larger message is refused.", min=1, max=2000)] = 256,
 ) -> None:
     """Host agents for a SuperLink: a process that stays, with what it has learned, until SIGTERM."""
     console = Console(stderr=True, highlight=False)
-    numbers = parse_agents(agents)
+    if bool(agents) == (claim is not None):
+        raise Mistake("say which agents live here, by --agents or by --claim")
+    numbers = parse_agents(agents) if agents else []
     if insecure and root_certificates is not None:
         raise Mistake("--insecure is plain text: leave --root-certificates away, or --insecure")
     if root_certificates is not None and not root_certificates.is_file():
         raise Mistake(f"--root-certificates: there is no file {root_certificates}")
-    host, _, port = superlink.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise Mistake(f"--superlink is HOST:PORT, such as 127.0.0.1:9092, not '{superlink}'")
+    check_address("--superlink", superlink, 9092)
 
     if attack:
         from client.attacks import schedules
@@ -61,31 +72,49 @@ def node(
         console.print(f"these agents attack: {attack}", markup=False)
 
     # Seconds of imports, after what can be wrong was looked at.
+    from client.claims import claimed
     from client.client_app import snapshots
     from client.fleet_link import Address, Key
     from client.node import Node
     from client.party import Party, run_name
 
-    keys = [Key.read(Path(name)) for name in key.split(",")] if key is not None else []
-    if len({path.path.resolve() for path in keys if path.path}) < len(keys):
-        raise Mistake("--key names a file twice: each agent is a node of its own, and needs a key of its own")
     folder = state or snapshots()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Mistake(f"--state: {folder} cannot be made: {error.strerror}") from None
-    Node(
-        Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
-        numbers,
-        partial(Party, attack=attack),
-        run_name,
-        folder,
-        keys,
-        give_up=give_up,
-        grace=grace,
-        say=lambda line: console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True),
-        debug="--debug" in sys.argv,
-    ).serve()
+    with ExitStack() as held:
+        if claim is not None:
+            numbers = [held.enter_context(claimed(claim, folder))]
+        keys = [Key.read(path) for path in key_files(key, numbers)] if key is not None else []
+        Node(
+            Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
+            numbers,
+            partial(Party, attack=attack),
+            run_name,
+            folder,
+            keys,
+            give_up=give_up,
+            grace=grace,
+            alive=alive,
+            say=lambda line: console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True),
+            debug="--debug" in sys.argv,
+        ).serve()
+
+
+def check_address(option: str, text: str, usual: int) -> None:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise Mistake(f"{option} is HOST:PORT, such as 127.0.0.1:{usual}, not '{text}'")
+
+
+def key_files(text: str, numbers: list[int]) -> list[Path]:
+    """``keys/node-{}`` is a file per agent."""
+    names = [name.replace("{}", str(number)) for name in text.split(",") for number in numbers if "{}" in name]
+    paths = [Path(name) for name in names or text.split(",")]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise Mistake("--key names a file twice: each agent is a node of its own, and needs a key of its own")
+    return paths
 
 
 def parse_agents(text: str) -> list[int]:

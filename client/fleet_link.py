@@ -212,13 +212,15 @@ class FleetLink:
         """Be nobody, until the next ``connect``."""
         self._node = None
 
-    def heartbeat(self) -> None:
-        """Show that we live. Failures are for others to find: the next call of the node meets them as well."""
+    def heartbeat(self) -> bool:
+        """Show that we live; whether it was heard. Failures are for others to find: the next call meets them too."""
         with suppress(Unreachable, Forgotten, RunOver, _Refused, ValueError):  # ValueError: reopened meanwhile
             if self._node is not None:
                 self._call(
                     "SendNodeHeartbeat", SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
                 )
+                return True
+        return False
 
     def leave(self) -> None:
         """Say goodbye, if somebody listens."""

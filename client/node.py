@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -111,6 +111,7 @@ class Node:
         *,
         give_up: float = 0.0,
         grace: float = 5.0,
+        alive: Path | None = None,
         say: Callable[[str], None] = print,
         debug: bool = False,
     ) -> None:
@@ -120,6 +121,7 @@ class Node:
             )
         self.address, self.make_party, self.run_name, self.state = address, make_party, run_name, state
         self.give_up, self.grace, self.say, self.debug = give_up, grace, say, debug
+        self.alive = alive
         self.stop = Stop()
         self.app = digest.installed()
         self.agents = [
@@ -306,10 +308,12 @@ class Node:
             self._silent_since = None
 
     def _live(self) -> None:
-        """Heartbeats of every agent, until the node leaves."""
+        """Heartbeats of every agent, until the node leaves; those who watch it look at the time of a file."""
         while not self.stop():
-            for agent in self.agents:
-                agent.link.heartbeat()
+            heard = [agent.link.heartbeat() for agent in self.agents]
+            if self.alive is not None and all(heard):
+                with suppress(OSError):
+                    self.alive.touch()
             self.stop.wait(HEARTBEAT_S / 3)
 
     def _leave(self) -> None:

@@ -28,7 +28,7 @@ class RunDirectory:
         self.conf, self.metrics, self.checkpoints = path / "conf.toml", path / "metrics.jsonl", path / "checkpoints"
         self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
         self._name, self._stop, self._notes = path / "name", path / "stop", path / "events.log"
-        self._word = path / "last-words.json"
+        self._word, self._lock = path / "last-words.json", path / "lock"
 
     @classmethod
     def create(cls, path: Path, conf: Mapping[str, Any]) -> RunDirectory:
@@ -76,11 +76,16 @@ class RunDirectory:
         for path in (self._stop, self._word):
             path.unlink(missing_ok=True)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a process was ever at work here."""
+        return self._lock.exists()
+
     @contextmanager
     def held(self, seconds: float = 0.0) -> Iterator[None]:
         """Only one process at a time writes into a run; another is waited for so long, and then left alone."""
         deadline = time.monotonic() + seconds
-        with (self.path / "lock").open("w") as file:
+        with self._lock.open("w") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

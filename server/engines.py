@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -27,13 +28,17 @@ Stop = Callable[[], bool]
 Say = Callable[[str], None]
 
 
-def prepare(config: RunConfig, nodes: int = 0) -> Session:
+def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
     """The session of the process that gathers: all agents in the local engine, elsewhere one, to know what weights are.
 
     Whatever is wrong with the configuration is found here, before anything starts.
     """
     if nodes and config.engine != "grpc":
         raise Mistake(f"--nodes is for the engine grpc, not {config.engine}")
+    if superlink and config.engine != "grpc":
+        raise Mistake(f"--superlink is for the engine grpc, not {config.engine}")
+    if superlink and nodes:
+        raise Mistake("--nodes starts nodes here; those of a SuperLink are there already: leave one of the two away")
     if nodes > config.agents:
         raise Mistake(
             f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
@@ -44,17 +49,21 @@ def prepare(config: RunConfig, nodes: int = 0) -> Session:
 
 
 def run(
-    config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int = 0
-) -> Record:
+    config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int = 0,
+    superlink: str = "", roots: Path | None = None,
+) -> Record:  # fmt: skip
     """Run or go on with a run in its directory; returns the summary.
 
     ``tell`` gets the record of every round, ``say`` what people should know, ``stop`` says whether they want an end.
+    ``superlink`` is the control API of one that serves already; otherwise the engine grpc starts its own.
     """
     directory.go_on()
     if config.engine == "local":
         return federate(config, LocalGrid(session), directory, session, tell, stop, say)
     if config.engine == "ray":
         return run_ray(config, session, directory, tell, say, stop)
+    if superlink:
+        return run_there(config, directory, tell, say, stop, superlink, roots)
     return run_grpc(config, directory, tell, say, stop, nodes or config.agents)
 
 
@@ -96,20 +105,45 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
     place = directory.path.resolve()
     # Apps are installed and compiled once per machine, not once per run.
     home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"
-    flat = flatten(config) | ABOUT_THE_RUN | {"directory": str(place), "run": directory.name}
     with superlink(home, log=place / "logs" / "superlink.log") as link, processes() as started:
         for index in range(nodes):
             hosted = list(range(index, config.agents, nodes))
             log = place / "logs" / f"node-{index}.log"
             started.append(start_node(link.fleet, hosted, place / "agents", log))
         with Control(link.control) as control:
-            run_id = control.submit(Path(__file__).parents[1], flat)
-            status = _follow(lambda: control.status(run_id), directory, tell, say, stop, started)
-        if status.sub_status != "completed":
-            directory.raise_word()
-            raise Failure(
-                f"the run {status.sub_status}: {status.details or 'no reason was given'} (the log: {link.log})"
-            )
+            return _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
+
+
+def run_there(
+    config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, superlink: str, roots: Path | None
+) -> Record:
+    """A SuperLink that serves, and nodes that live, wherever they are; it sees the run's directory under our path."""
+    with Control(superlink, roots) as control:
+        found = _submit(control, config, directory, tell, say, stop, [], f"the log of the SuperLink at {superlink}")
+    if not directory.begun:
+        raise Failure(
+            f"the run went somewhere else: the SuperLink at {superlink} does not see {directory.path.resolve()}; "
+            "choose an --out that both machines share"
+        )
+    return found
+
+
+def _submit(
+    control: Control, config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop,
+    nodes: list[Popen[bytes]], log: str,
+) -> Record:  # fmt: skip
+    """Submit the run, show what happens, and wait until it is over; ended with us, whatever ends us."""
+    place = {"directory": str(directory.path.resolve()), "run": directory.name}
+    run_id = control.submit(Path(__file__).parents[1], flatten(config) | ABOUT_THE_RUN | place)
+    try:
+        status = _follow(lambda: control.status(run_id), directory, tell, say, stop, nodes)
+    except BaseException:
+        with suppress(Failure):
+            control.stop(run_id)
+        raise
+    if status.sub_status != "completed":
+        directory.raise_word()
+        raise Failure(f"the run {status.sub_status}: {status.details or 'no reason was given'} ({log})")
     records = directory.read_metrics()
     finished = bool(records) and over(config, records[-1]["round"], records[-1]["steps"])
     found = figures.summary(records) | over_rounds(records)
@@ -139,7 +173,7 @@ def _follow(
         if stop() and not asked:
             directory.ask_to_stop()
             asked = True
-        if all(node.poll() is not None for node in nodes):
+        if nodes and all(node.poll() is not None for node in nodes):
             raise Failure(f"all nodes have ended; their last words are in {directory.path / 'logs'}")
         time.sleep(0.1)
 

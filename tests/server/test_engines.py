@@ -107,6 +107,26 @@ def test_grpc_is_local(conf: Path, tmp_path: Path) -> None:
     assert not strays(tmp_path)
 
 
+def test_a_run_on_a_superlink_that_is_there_is_local(conf: Path, tmp_path: Path) -> None:
+    """The nodes find out by themselves which agents they are, and live on when the run is over."""
+    fedrl(conf, "--out", tmp_path / "local", "--set", "rounds=3")
+    claims = tmp_path / "claims"
+    claims.mkdir()
+    home = Path(os.environ["FEDRL_HOME"]) / "flower"
+    with superlink(home, log=tmp_path / "link.log") as link, processes() as started:
+        for name in ("one", "two"):
+            alive = tmp_path / f"{name}-alive"
+            words = ["--superlink", link.fleet, "--insecure", "--state", str(tmp_path / name)]
+            words += ["--claim", str(claims), "--alive", str(alive)]
+            log = tmp_path / f"{name}.log"
+            started.append(spawn([sys.executable, "-m", "cli.main", "node", *words], log, QUIET, ROOT))
+        fedrl(conf, "--out", tmp_path / "run", "--superlink", link.control, "--set", "rounds=3")
+        until(alive.exists)
+        assert all(process.poll() is None for process in started)
+    np.testing.assert_allclose(returns(tmp_path / "run"), returns(tmp_path / "local"), rtol=1e-4)
+    assert sorted((tmp_path / name / "agent").read_text() for name in ("one", "two")) == ["0\n", "1\n"]
+
+
 @pytest.mark.slow
 def test_ray_is_local(conf: Path, tmp_path: Path) -> None:
     fedrl(conf, "--out", tmp_path / "local")
