@@ -341,6 +341,25 @@ def importance_weight(log_prob_then: F32, log_prob_now: F32) -> F32:
     return weight
 
 
+@njit(cache=True)
+def trajectory_weight(log_prob_then, log_prob_now, last, used):  # type: ignore[no-untyped-def]
+    """w = prod_t pi_then / pi_now over a trajectory, the same at each of its steps (PAGE).   (K, L) each -> (K, L)
+
+    The logarithms are added up first: hundreds of ratios multiplied in float32 vanish.
+    """
+    assert log_prob_then.shape == log_prob_now.shape == last.shape
+    assert used.shape == (len(last),)
+    out = np.zeros(last.shape, np.float32)
+    for k in range(last.shape[0]):
+        begin, log_ratio = 0, 0.0
+        for t in range(used[k]):
+            log_ratio += float(log_prob_then[k, t]) - float(log_prob_now[k, t])
+            if last[k, t]:
+                out[k, begin : t + 1] = math.exp(log_ratio)
+                begin, log_ratio = t + 1, 0.0
+    return out
+
+
 def scsg_direction(now: F32, then_weighted: F32, mu: F32) -> F32:
     """v = g(theta_n) - g_w(theta_0) + mu: the variance-reduced ascent direction.   (..., d) each -> (..., d)"""
     assert now.shape == then_weighted.shape == mu.shape, (now.shape, then_weighted.shape, mu.shape)

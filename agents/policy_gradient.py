@@ -143,13 +143,21 @@ class PolicyGradientFleet(Fleet):
         advantage = self.advantages(found)
         return self._ascent(W, found, advantage if weight is None else weight * advantage)
 
-    def progress_since(self, then: F32, found: Trajectories) -> tuple[F32, float]:
-        """g(theta_n) - g_w(theta_0) for one agent's trajectories at its policy now, and the mean importance weight."""
+    def progress_since(self, then: F32, found: Trajectories) -> tuple[F32, NDArray[np.float64]]:
+        """g(theta_n) - g_w(theta_0) for trajectories at the policies now, and the mean importance weights (K,)."""
         weight = equations.importance_weight(self.log_probs(then, found), self.log_probs(self.policy, found))
+        return self._change(then, found, weight), _means(weight, found)
+
+    def correction(self, then: F32, found: Trajectories) -> tuple[F32, NDArray[np.float64]]:
+        """The same with the weight of a whole trajectory at each of its steps (PAGE)."""
+        before, now = self.log_probs(then, found), self.log_probs(self.policy, found)
+        weight = equations.trajectory_weight(before, now, found.last, found.used)
+        return self._change(then, found, weight), _means(weight, found)
+
+    def _change(self, then: F32, found: Trajectories, weight: F32) -> F32:
         now, before = self.ascent(self.policy, found), self.ascent(then, found, weight)
         change: F32 = equations.scsg_direction(now, before, np.zeros_like(now))
-        used = np.arange(weight.shape[1]) < found.used[:, None]
-        return change, float(weight[used].mean())
+        return change
 
     def scatter(self, W: F32, found: Trajectories) -> float:
         """s^2: the variance of the gradient of one trajectory, summed over the weights, from one agent's batch.
@@ -197,6 +205,11 @@ class PolicyGradientFleet(Fleet):
         for begin in range(0, agents, group):
             rows = slice(begin, begin + group)
             yield rows, slice(0, int(found.used[rows].max()))
+
+
+def _means(weight: F32, found: Trajectories) -> NDArray[np.float64]:
+    """The mean over the steps that count, (K,)."""
+    return np.array([row[:used].mean() for row, used in zip(weight, found.used, strict=True)], np.float64)
 
 
 def _packed(obs: F32, action: NDArray[Any], reward: F32, lengths: NDArray[np.int64]) -> Trajectories:

@@ -130,12 +130,11 @@ class Run:
     def finished(self) -> bool:
         """Whether it has come to its end, and has saved that."""
         from runs.directory import RunDirectory
-        from server.federate import over
 
         records, saved = self.records(), RunDirectory(self.path).saved_rounds()
         if not records or records[-1]["round"] not in saved:
             return False
-        return over(self.of.config, records[-1]["round"], records[-1]["steps"])
+        return self.of.config.over(records[-1]["round"], records[-1]["steps"])
 
 
 def numbers(text: str) -> list[int]:

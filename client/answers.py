@@ -75,37 +75,21 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         (part,) = order.parts
         gradient, report = session.measure(part, order.work, rows, order.settle, order.round)
         honest = {part: gradient}
-    sent = _lied(session, order.round, rows, honest, came)
+    sent = {name: list(matrix) for name, matrix in honest.items()}
+    for name in session.fleet.parts.keys() & honest.keys():
+        for at, lie in attacks.told(session, order.round, rows, name, honest[name], came.get(name)).items():
+            sent[name][at] = lie
     took = time.perf_counter() - begun
-    measured = _measured(report)
+    found = measured(report)
     answers = []
     for at, row in enumerate(rows):
         arrays = messages.pack({name: matrix[at] for name, matrix in sent.items()})
         said = (session.numbers[row], mine, report.steps[at], session.worlds.steps[row], report.updates[at])
-        found = {name: float(values[at]) for name, values in measured.items() if not np.isnan(values[at])}
-        metrics = messages.account(said, (report.acting_s, report.learning_s, took), found)
+        known = {name: float(values[at]) for name, values in found.items() if not np.isnan(values[at])}
+        metrics = messages.account(said, (report.acting_s, report.learning_s, took), known)
         late = session.plan.after(session.numbers[row], order.round)
         answers.append(Reply(messages.content(arrays, metrics=metrics), late))
     return answers
-
-
-def _lied(
-    session: Session, number: int, rows: Sequence[int], honest: Mapping[str, F32], came: Mapping[str, F32]
-) -> dict[str, list[F32]]:
-    """What is sent: what was learned, and what liars make of theirs. Those who make the same attack know each other."""
-    sent = {name: list(matrix) for name, matrix in honest.items()}
-    kinds = [session.plan.kind(session.numbers[row], number) for row in rows]
-    for kind in attacks.LIES.keys() & set(kinds):
-        liars = [at for at, other in enumerate(kinds) if other == kind]
-        liars.sort(key=lambda at: session.numbers[rows[at]])
-        seeds = [session.fleet.seeds[rows[at]] for at in liars]
-        for name in session.fleet.parts.keys() & sent.keys():
-            matrix, start = honest[name][liars], came[name][liars] if came else None
-            layers = attacks.layers(session.fleet, name, matrix.shape[1])
-            about = attacks.About(session.config.agents, layers, session.config.attack, part=name)
-            for at, row in zip(liars, attacks.lies(kind, matrix, seeds, number, about, start), strict=True):
-                sent[name][at] = row
-    return sent
 
 
 def _evaluate(session: Session, asked: Asked) -> list[Reply]:
@@ -186,7 +170,7 @@ def _link(session: Session, asked: Asked, others: Mapping[str, F32]) -> None:
     fleet.link(policies, np.where(known, matrix, np.float32(0)), known, called)
 
 
-def _measured(report: Report) -> dict[str, NDArray[np.float64]]:
+def measured(report: Report) -> dict[str, NDArray[np.float64]]:
     """What a stretch of training measured, per agent."""
     agents = len(report.steps)
     totals, episodes = np.zeros(agents), np.zeros(agents)

@@ -32,7 +32,7 @@ from core.errors import Mistake
 from core.streams import Streams, child
 
 if TYPE_CHECKING:
-    from client.session import PartyConfig
+    from client.session import PartyConfig, Session
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -89,10 +89,7 @@ def random_noise(rows: F64, streams: Streams, about: About) -> F64:
 
 def per_recipient_noise(rows: F64, streams: Streams, about: About) -> F64:
     """Random noise that is another one for each neighbour of a gossiping liar; for a server it is random noise."""
-    if about.recipient is not None:
-        streams = streams.take(slice(None))
-        streams.keys[...] = [child(int(key), about.recipient) for key in streams.keys]
-    return random_noise(rows, streams, about)
+    return random_noise(rows, _for_recipient(streams, about), about)
 
 
 def sign_flip(rows: F64, streams: Streams, about: About) -> F64:
@@ -106,8 +103,8 @@ def zero(rows: F64, streams: Streams, about: About) -> F64:
 
 
 def large_noise(rows: F64, streams: Streams, about: About) -> F64:
-    """U(-1000, 1000), whatever was learned."""
-    return about.config.large_noise * (2.0 * streams.uniform(rows.shape[1]) - 1.0)
+    """U(-1000, 1000), whatever was learned; another one for each neighbour of a gossiping liar."""
+    return about.config.large_noise * (2.0 * _for_recipient(streams, about).uniform(rows.shape[1]) - 1.0)
 
 
 def a_little_is_enough(rows: F64, streams: Streams, about: About) -> F64:
@@ -162,6 +159,14 @@ def wrong_shape(rows: F64, streams: Streams, about: About) -> F64:
     return rows[:, :-1]
 
 
+def _for_recipient(streams: Streams, about: About) -> Streams:
+    if about.recipient is None:
+        return streams
+    own = streams.take(slice(None))
+    own.keys[...] = [child(int(key), about.recipient) for key in streams.keys]
+    return own
+
+
 def _for_all(rows: F64, one: F64) -> F64:
     return np.repeat(one[None], len(rows), axis=0)
 
@@ -180,6 +185,8 @@ LIES: dict[str, Lie] = {
     "nan": nan,
     "wrong-shape": wrong_shape,
 }
+# Lies that are others for every recipient, where peers exchange and no server stands between them.
+PER_RECIPIENT = ("per-recipient-noise", "large-noise")
 FALSE_WORLDS = ("random-action", "constant-action", "reward-flip", "reward-shuffle")
 KINDS = ("none", *LIES, *FALSE_WORLDS, "silence", "delay")
 
@@ -193,6 +200,35 @@ def lies(kind: str, rows: F32, seeds: Sequence[int], number: int, about: About, 
     start = np.zeros_like(rows, np.float64) if came is None else came.astype(np.float64)
     false = LIES[kind](rows - start, drawn_in(number, seeds, f"lie {about.part}"), about)
     return (start[:, : false.shape[1]] + false).astype(np.float32)
+
+
+def told(
+    session: Session,
+    number: int,
+    rows: Sequence[int],
+    part: str,
+    honest: F32,
+    came: F32 | None = None,
+    recipient: int | None = None,
+    tag: str = "",
+) -> dict[int, F32]:
+    """What the liars among these rows of a session send instead of what they should, by position in ``honest`` (m, d).
+
+    Those who make the same attack know each other. ``tag`` tells apart what is sent of one part in one round.
+    """
+    kinds = [session.plan.kind(session.numbers[row], number) for row in rows]
+    if not LIES.keys() & set(kinds):
+        return {}
+    layered = layers(session.fleet, part, honest.shape[1])
+    about = About(session.config.agents, layered, session.config.attack, recipient, f"{part}{tag}")
+    found: dict[int, F32] = {}
+    for kind in LIES.keys() & set(kinds):
+        liars = [at for at, other in enumerate(kinds) if other == kind]
+        liars.sort(key=lambda at: session.numbers[rows[at]])
+        seeds = [session.fleet.seeds[rows[at]] for at in liars]
+        start = came[liars] if came is not None else None
+        found |= zip(liars, lies(kind, honest[liars], seeds, number, about, start), strict=True)
+    return found
 
 
 def drawn_in(number: int, seeds: Sequence[int], purpose: str, lanes: int | None = None) -> Streams:
@@ -253,6 +289,10 @@ class Plan:
     def attackers(self, number: int) -> set[int]:
         """Who sends in a round what did not come of honest work: a filter should find them. Who is late does not."""
         return {agent for agent in self._agents if self.kind(agent, number) not in ("none", "delay")}
+
+    def schedules(self) -> list[dict[int, str]]:
+        """What those who attack do, each by the round it begins at."""
+        return [self._schedule(agent) for agent in sorted(self._agents)]
 
     def _schedule(self, agent: int) -> dict[int, str]:
         if agent not in self._agents:

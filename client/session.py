@@ -27,7 +27,8 @@ from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPGConfig
 from strategies.kl_ppo import KLConfig
 
-Act = Callable[[Fleet], tuple[F32, Report]]
+# What some agents do: as a fleet, and as rows of the session.
+Act = Callable[[Fleet, NDArray[np.int64]], tuple[F32, Report]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class RunConfig(PartyConfig):
 
     strategy: str = option(
         "alone",
-        "How agents learn from each other; alone: not at all.",
-        choices=("alone", "fedavg", "fedpg-br", "kl-ppo"),
+        "How agents learn from each other; alone: not at all; gossip, fedpg-dec and dec-byz-pg: without a server.",
+        choices=("alone", "fedavg", "fedpg-br", "kl-ppo", "gossip", "fedpg-dec", "dec-byz-pg"),
     )
     engine: str = option(
         "local",
@@ -87,6 +88,10 @@ class RunConfig(PartyConfig):
     gossip: GossipConfig = table(GossipConfig)
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
     wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
+
+    def over(self, number: int, lived: Sequence[int]) -> bool:
+        """Whether a run of so many rounds and steps has come to its end."""
+        return bool(self.rounds and number >= self.rounds) or bool(self.steps and min(lived) >= self.steps)
 
 
 class Session(Rows):
@@ -116,24 +121,48 @@ class Session(Rows):
 
         In round ``number`` some may act in worlds that lie to them.
         """
-        return self._with(rows, lambda fleet: (_nothing(fleet), fleet.train(work)), settle, number)[1]
+        return self.work(lambda fleet, rows: (nothing(fleet), fleet.train(work)), rows, settle, number)[1]
 
     def measure(
         self, part: str, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0
     ) -> tuple[F32, Report]:
         """A gradient of a part for all agents, or those of some rows, on so much fresh data."""
-        return self._with(rows, lambda fleet: fleet.measure(part, work), settle, number)
+        return self.work(lambda fleet, rows: fleet.measure(part, work), rows, settle, number)
 
-    def _with(self, rows: Sequence[int] | None, act: Act, settle: bool, number: int) -> tuple[F32, Report]:
+    def work(
+        self, act: Act, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0
+    ) -> tuple[F32, Report]:
+        """Let all agents act, or those of some rows, each in the worlds that it sees in round ``number``."""
         rows = range(len(self.numbers)) if rows is None else rows
         whole = len(rows) == len(self.numbers)
         fleet: Fleet = self.fleet if whole else self.fleet.take(rows)
-        answer = _in_their_worlds(fleet, [self.plan.kind(self.numbers[row], number) for row in rows], number, act)
+        answer = self._in_their_worlds(fleet, np.asarray(rows, np.int64), number, act)
         if settle:
             fleet.settle()
         if not whole:
             self.fleet.put(rows, fleet)
         return answer
+
+    def _in_their_worlds(self, fleet: Fleet, rows: NDArray[np.int64], number: int, act: Act) -> tuple[F32, Report]:
+        """All agents act, those whose attack is a false world in groups of their own: honest ones notice nothing."""
+        kinds = [self.plan.kind(self.numbers[row], number) for row in rows]
+        false = [kind if kind in FALSE_WORLDS else "" for kind in kinds]
+        if not any(false):
+            return act(fleet, rows)
+        found: dict[int, F32] = {}
+        whole = Report(np.zeros(fleet.agents, np.int64), np.zeros(fleet.agents, np.int64))
+        for kind in sorted(set(false)):
+            group = np.flatnonzero([other == kind for other in false])
+            part: Fleet = fleet.take(group)
+            true = part.worlds
+            if kind:
+                part.worlds = FalseWorlds(true, kind, drawn_in(number, part.seeds, "attack", lanes=true.copies))
+            G, report = act(part, rows[group])
+            part.worlds = true
+            fleet.put(group, part)
+            merge(whole, group, report, fleet.agents)
+            found |= zip(group.tolist(), G, strict=True)
+        return np.stack([found[row] for row in range(fleet.agents)]), whole
 
     def evaluate(self, rows: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Returns (agents, episodes) in the world as each agent knows it now.
@@ -168,27 +197,6 @@ def make_fleet(config: PartyConfig, worlds: Any, seeds: Sequence[int]) -> Fleet:
     return fleet
 
 
-def _in_their_worlds(fleet: Fleet, kinds: Sequence[str], number: int, act: Act) -> tuple[F32, Report]:
-    """All agents act, those whose attack is a false world in groups of their own: honest ones notice nothing."""
-    false = [kind if kind in FALSE_WORLDS else "" for kind in kinds]
-    if not any(false):
-        return act(fleet)
-    found: dict[int, F32] = {}
-    whole = Report(np.zeros(fleet.agents, np.int64), np.zeros(fleet.agents, np.int64))
-    for kind in sorted(set(false)):
-        rows = np.flatnonzero([other == kind for other in false])
-        part: Fleet = fleet.take(rows)
-        true = part.worlds
-        if kind:
-            part.worlds = FalseWorlds(true, kind, drawn_in(number, part.seeds, "attack", lanes=true.copies))
-        G, report = act(part)
-        part.worlds = true
-        fleet.put(rows, part)
-        merge(whole, rows, report, fleet.agents)
-        found |= zip(rows.tolist(), G, strict=True)
-    return np.stack([found[row] for row in range(fleet.agents)]), whole
-
-
-def _nothing(fleet: Fleet) -> F32:
+def nothing(fleet: Fleet) -> F32:
     """The gradient of agents that train: none."""
     return np.empty((fleet.agents, 0), np.float32)

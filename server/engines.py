@@ -11,6 +11,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+from client.gossip.peers import STRATEGIES
+from client.gossip.run import gossip, network
 from client.party import ABOUT_THE_RUN
 from client.session import RunConfig, Session
 from core.config import flatten
@@ -18,7 +20,7 @@ from core.errors import Failure, Mistake
 from runs import figures
 from runs.directory import RunDirectory
 from server.control import Control, Status
-from server.federate import check, federate, over
+from server.federate import check, federate
 from server.grids import LocalGrid
 from server.ledger import over_rounds
 
@@ -58,6 +60,8 @@ def run(
     ``superlink`` is the control API of one that serves already; otherwise the engine grpc starts its own.
     """
     directory.go_on()
+    if config.strategy in STRATEGIES:
+        return gossip(config, session, network(config, session), directory, tell, stop)
     if config.engine == "local":
         return federate(config, LocalGrid(session), directory, session, tell, stop, say)
     if config.engine == "ray":
@@ -145,7 +149,7 @@ def _submit(
         directory.raise_word()
         raise Failure(f"the run {status.sub_status}: {status.details or 'no reason was given'} ({log})")
     records = directory.read_metrics()
-    finished = bool(records) and over(config, records[-1]["round"], records[-1]["steps"])
+    finished = bool(records) and config.over(records[-1]["round"], records[-1]["steps"])
     found = figures.summary(records) | over_rounds(records)
     return found | {"run_dir": str(directory.path), "interrupted": not finished}
 

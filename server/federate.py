@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from agents.policy_gradient import PolicyGradientFleet
 from client.answers import exchangeable, layout
+from client.gossip.peers import STRATEGIES
+from client.gossip.run import check as check_peers
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
 from core.streams import Streams, agent_seeds
 from envs import make_worlds
-from runs import checkpoints, figures
+from runs import figures
 from runs.directory import RunDirectory
+from runs.keeper import Keeper
 from runs.trackers import Trackers
 from server.grids import LocalGrid
 from server.ledger import Ledger, over_rounds, truth
@@ -39,6 +42,12 @@ def check(config: RunConfig, session: Session) -> None:
     """Refuse what cannot run, before anything starts."""
     if not config.rounds and not config.steps:
         raise Mistake("the run would never end: give 'rounds' or 'steps'")
+    if config.strategy in STRATEGIES:
+        if config.engine != "local":
+            raise Mistake(f"the engine '{config.engine}' has a server, and {config.strategy} needs none: take local")
+        _pulled_by_nobody(config)
+        check_peers(config, session)
+        return
     if config.strategy == "alone" and config.engine != "local":
         raise Mistake(
             f"the engine '{config.engine}' is for agents that learn together: set strategy (such as fedavg), "
@@ -93,7 +102,9 @@ def _federate(
             session.load_state(_within("agents.", saved))
         ledger.lived, ledger.reasons = list(meta["lived"]), Counter(meta["reasons"])
         rounds.health.load(meta["health"])
-    keeper = _Keeper(config, directory, rounds, session if here else None)
+    about = {"algorithm": config.algorithm, "world": config.world.id}
+    kept = _Kept(rounds, session if here else None)
+    keeper = Keeper(directory, kept, config.checkpoint_every, config.checkpoints, about)
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
@@ -101,9 +112,9 @@ def _federate(
     with closing(trackers):
         try:
             rounds.gather_parties()
-            while not (over(config, number, ledger.lived) or stop()):
+            while not (config.over(number, ledger.lived) or stop()):
                 this, lived = number + 1, list(ledger.lived)
-                last = over(config, this, [now + more for now, more in zip(lived, gained, strict=True)])
+                last = config.over(this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
                     "settle": this % config.settle_every == 0,
                     "save": this % config.checkpoint_every == 0 or last,
@@ -129,20 +140,14 @@ def _federate(
     return figures.summary(records) | {
         **over_rounds(records),
         "run_dir": str(directory.path),
-        "interrupted": not over(config, number, ledger.lived),
+        "interrupted": not config.over(number, ledger.lived),
     }
-
-
-def over(config: RunConfig, number: int, lived: list[int]) -> bool:
-    """Whether a run of so many rounds and steps has come to its end."""
-    return bool(config.rounds and number >= config.rounds) or bool(config.steps and min(lived) >= config.steps)
 
 
 def make_strategy(config: RunConfig, session: Session) -> Federation:
     """The strategy that the configuration names, starting from the session's first agent."""
     given = {"layout": layout(session), "agents": config.agents, "work": config.work}
-    if config.strategy != "kl-ppo" and config.algorithm == "ppo" and config.ppo.penalty:
-        raise Mistake("'ppo.penalty' pulls towards linked agents, and only the strategy kl-ppo links any")
+    _pulled_by_nobody(config)
     if config.strategy == "alone":
         return Alone({}, **given)
     if config.strategy == "fedpg-br":
@@ -159,6 +164,11 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
         wait_s, width = config.federation.wait_s, own[POLICY].shape[1]
         return KLPPO(config.kl, rule, width, moments=moments, wait_s=wait_s, **given)
     return FedAvg(exchanged(config.federation.parts, session), rule=rule, wait_s=config.federation.wait_s, **given)
+
+
+def _pulled_by_nobody(config: RunConfig) -> None:
+    if config.strategy != "kl-ppo" and config.algorithm == "ppo" and config.ppo.penalty:
+        raise Mistake("'ppo.penalty' pulls towards linked agents, and only the strategy kl-ppo links any")
 
 
 def server_learner(config: RunConfig) -> PolicyGradientFleet:
@@ -184,53 +194,28 @@ def exchanged(parts: str, session: Session) -> dict[str, NDArray[Any]]:
     return {name: row[0].copy() for name, row in ({name: known[name] for name in names} | moments).items()}
 
 
-class _Keeper:
-    """What a run leaves while it goes on: checkpoints, the last weights and the best."""
+class _Kept:
+    """What a federation leaves; with the session where its agents live in this process."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, rounds: Rounds, session: Session | None) -> None:
-        self.config, self.directory, self.rounds, self.session = config, directory, rounds, session
-        self.returns = {record["round"]: figures.mean_return(record) for record in directory.read_metrics()}
-        self.best: dict[str, NDArray[Any]] | None = None
-        self.unsaved: Record | None = None
-
-    def after(self, record: Record) -> None:
-        """A round is over."""
-        value = figures.mean_return(record)
-        if value > max(self.returns.values(), default=-np.inf):
-            self.best = {name: array.copy() for name, array in self.learned().items()}
-        self.returns[record["round"]] = value
-        self.unsaved = record
-        if record["round"] % self.config.checkpoint_every == 0:
-            self.save()
-
-    def save(self) -> None:
-        """A checkpoint of the last round, unless there is one."""
-        if self.unsaved is None:
-            return
-        rounds, record = self.rounds, self.unsaved
-        arrays = {f"strategy.{name}": array for name, array in rounds.strategy.state().items()}
-        if self.session is not None:
-            arrays |= {f"agents.{name}": array for name, array in self.session.state().items()}
-        meta = {
-            "round": record["round"],
-            "wall_s": record["wall_s"],
-            "lived": rounds.ledger.lived,
-            "reasons": dict(rounds.ledger.reasons),
-            "health": rounds.health.saved(),
-        }
-        self.directory.save_checkpoint(arrays, meta, self.returns, self.config.checkpoints)
-        about = {"algorithm": self.config.algorithm, "world": self.config.world.id}
-        self.directory.save_weights(self.learned(), about, self.best)
-        for name, kept in rounds.strategy.keepsakes().items():
-            checkpoints.save(self.directory.path / f"{name}.npz", kept, about)
-        self.best = self.unsaved = None
+    def __init__(self, rounds: Rounds, session: Session | None) -> None:
+        self.rounds, self.session = rounds, session
 
     def learned(self) -> dict[str, NDArray[Any]]:
-        """One row for everybody, or a row per agent where agents keep weights of their own."""
         strategy = self.rounds.strategy
         if strategy.personal and self.session is not None:
             return self.session.fleet.learned
         return strategy.learned()
+
+    def keepsakes(self) -> dict[str, dict[str, NDArray[Any]]]:
+        return self.rounds.strategy.keepsakes()
+
+    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        rounds = self.rounds
+        arrays = {f"strategy.{name}": array for name, array in rounds.strategy.state().items()}
+        if self.session is not None:
+            arrays |= {f"agents.{name}": array for name, array in self.session.state().items()}
+        meta = {"lived": rounds.ledger.lived, "reasons": dict(rounds.ledger.reasons), "health": rounds.health.saved()}
+        return arrays, meta
 
 
 def _within(where: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

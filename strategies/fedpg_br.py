@@ -16,44 +16,30 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from core.config import option
-from core.errors import Mistake
 from core.rows import adopt
-from strategies import messages
+from strategies import messages, scsg
 from strategies.federation import Arrays, Config, Federation, FederationConfig
 from strategies.messages import Trained
 from strategies.robust import Rule, TooFewError, Verdict, fedpg_filter, make_rule, number
+from strategies.scsg import SCSGConfig
 
 F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class FedPGConfig:
-    """The server of FedPG-BR: batches, inner loop, guard."""
+class FedPGConfig(SCSGConfig):
+    """The server of FedPG-BR: batches, inner loop, guard, and how it finds the filter's radius."""
 
-    batch_min: int = option(12, "Trajectories per agent and round, at least; drawn anew each round.", low=1)
-    batch_max: int = option(20, "Trajectories per agent and round, at most.", low=1)
-    own_batch: int = option(4, "b: trajectories that the server samples for each inner step.", low=2)
-    inner: str = option(
-        "scsg",
-        "Inner loop: scsg, a geometric number of steps (mean 1 + B/b); svrpg, always three; none, one.",
-        choices=("scsg", "svrpg", "none"),
-    )
-    guard: float = option(0.005, "The inner loop stops when the mean importance weight is so far from 1.", above=0)
     margin: float = option(2.2, "sigma = auto: the filter's radius in usual distances of honest gradients.", above=0)
     memory: float = option(0.5, "sigma = auto: how much of the old estimate survives a new one.", low=0, high=0.99)
 
 
-class Learner(Protocol):
+class Learner(scsg.Learner, Protocol):
     """The server's own agent: a fleet of one with worlds of its own (agents/policy_gradient.py)."""
 
-    policy: F32
     worlds: Any
 
-    def sample(self, W: F32, batch: int, report: Any = None) -> Any: ...
-    def ascent(self, W: F32, found: Any, weight: F32 | None = None) -> F32: ...
-    def progress_since(self, then: F32, found: Any) -> tuple[F32, float]: ...
     def scatter(self, W: F32, found: Any) -> float: ...
-    def apply(self, part: str, G: F32) -> None: ...
     def state(self) -> Arrays: ...
     def load_state(self, state: Mapping[str, NDArray[Any]], where: str = "") -> None: ...
 
@@ -64,8 +50,7 @@ class FedPG(Federation):
     def __init__(
         self, learner: Learner, config: FedPGConfig, rules: FederationConfig, layout: int, agents: int, seed: int
     ) -> None:
-        if config.batch_min > config.batch_max:
-            raise Mistake(f"'fedpg.batch-min' = {config.batch_min} is above 'fedpg.batch-max' = {config.batch_max}")
+        config.check()
         super().__init__({"policy": learner.policy.shape[1]}, layout, agents, config.batch_max, rules.wait_s)
         self.learner, self.config, self.rules, self.seed = learner, config, rules, seed
         self.filters = rules.rule in ("auto", "fedpg")
@@ -78,14 +63,14 @@ class FedPG(Federation):
         self.sampled = np.zeros((1, 2))
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        asked = {**extra, "work": self._batch(number), "exchange": "gradients"}
+        asked = {**extra, "work": self.config.batch(self.seed, number), "exchange": "gradients"}
         return dict.fromkeys(agents, self.order(number, self.arrays(), asked))
 
     def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, messages.content(self.arrays()))
 
     def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
-        batch = self._batch(number)
+        batch = self.config.batch(self.seed, number)
         lived = int(self.learner.worlds.steps[0])
         auto = self.filters and self.sigma is None
         if auto and self.variance[0, 0] < 0:
@@ -135,11 +120,6 @@ class FedPG(Federation):
     def adopt(self, arrays: ArrayRecord) -> None:
         self.learner.policy[0] = arrays["policy"].numpy()
 
-    def _batch(self, number: int) -> int:
-        """B_t: the same for all parties of a round."""
-        generator = np.random.default_rng([self.seed, number, 0])
-        return int(generator.integers(self.config.batch_min, self.config.batch_max + 1))
-
     def _judge(self, rows: F32, weights: NDArray[np.float64], batch: int) -> tuple[Verdict | None, dict[str, Any]]:
         """One gradient of many, or nothing when nobody can be trusted."""
         try:
@@ -157,32 +137,14 @@ class FedPG(Federation):
 
     def _ascend(self, mu: F32 | None, batch: int, number: int) -> tuple[int, list[float]]:
         """The inner loop from theta_0: how many steps it took, and how far its trajectories' gradients scatter."""
-        learner, b = self.learner, self.config.own_batch
-        then, scatters = learner.policy.copy(), []
-        steps = self._length(batch, number)
-        for n in range(steps):
-            if n == 0 and mu is not None:
-                direction = mu  # g(theta_0) - g_w(theta_0) is nothing
-            else:
-                found = learner.sample(learner.policy, b)
-                self.sampled += [[0.0, b]]
-                scatters.append(learner.scatter(learner.policy, found))
-                if mu is None:
-                    direction = learner.ascent(learner.policy, found)
-                else:
-                    change, weight = learner.progress_since(then, found)
-                    if abs(weight - 1.0) > self.config.guard:
-                        return n, scatters
-                    direction = change + mu
-            learner.apply("policy", -direction)
-        return steps, scatters
+        scatters: list[float] = []
 
-    def _length(self, batch: int, number: int) -> int:
-        """N_t: geometric with support from 1 and mean 1 + B/b for SCSG."""
-        if self.config.inner != "scsg":
-            return {"svrpg": 3, "none": 1}[self.config.inner]
-        b = self.config.own_batch
-        return int(np.random.default_rng([self.seed, number, 1]).geometric(b / (batch + b)))
+        def look(rows: Any, found: Any) -> None:
+            self.sampled += [[0.0, self.config.own_batch]]
+            scatters.append(self.learner.scatter(self.learner.policy, found))
+
+        length = self.config.length(batch, self.seed, number)
+        return int(scsg.ascend(self.learner, mu, length, self.config, look)[0]), scatters
 
     def _scatter(self, batch: int) -> float:
         found = self.learner.sample(self.learner.policy, batch)

@@ -36,8 +36,10 @@ class Medium(Protocol):
     the same order from every peer: round by round, and within a round as the algorithm has them.
     """
 
-    peers: Sequence[int]
-    network: int
+    @property
+    def peers(self) -> Sequence[int]: ...
+    @property
+    def network(self) -> int: ...
 
     def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
         """Push-sum in round ``number``: every peer k sends p_ik (x_k, y_k) to i, and adds up what comes in.

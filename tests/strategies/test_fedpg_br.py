@@ -35,8 +35,14 @@ class Learner:
     def ascent(self, W: Any, found: int, weight: Any = None) -> Any:
         return np.ones_like(W)
 
-    def progress_since(self, then: Any, found: int) -> tuple[Any, float]:
-        return self.policy - then, self.weight
+    def progress_since(self, then: Any, found: int) -> tuple[Any, Any]:
+        return self.policy - then, np.array([self.weight])
+
+    def take(self, rows: Any) -> Any:
+        raise AssertionError("one agent is never a part of itself")
+
+    def put(self, rows: Any, part: Any) -> None:
+        raise AssertionError("one agent is never a part of itself")
 
     def scatter(self, W: Any, found: int) -> float:
         return self.spread
@@ -113,7 +119,7 @@ def test_no_rule_s_note_takes_the_place_of_another_figure() -> None:
 
 def test_the_length_of_the_inner_loop_is_geometric_with_the_right_mean() -> None:
     strategy = fedpg(batch_min=16, batch_max=16)
-    lengths = [strategy._length(16, number) for number in range(4000)]
+    lengths = [strategy.config.length(16, 0, number) for number in range(4000)]
     assert min(lengths) == 1
     # std of the mean: sqrt(1 - p) / p / sqrt(4000) = 0.07
     assert abs(np.mean(lengths) - 5.0) < 0.25

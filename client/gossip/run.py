@@ -1,0 +1,164 @@
+"""A run without a server, from its configuration to its directory: of all peers in one process, or of one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.answers import measured
+from client.gossip.medium import Medium
+from client.gossip.mixing import Network
+from client.gossip.peers import STRATEGIES, Peers, exchanged
+from client.gossip.topology import Topology
+from client.session import RunConfig, Session
+from core.config import flatten
+from core.errors import Mistake
+from runs import figures
+from runs.directory import RunDirectory
+from runs.keeper import Keeper
+from runs.trackers import Trackers
+
+Record = dict[str, Any]
+# What a ledger counts of every agent; no medium need know of all of it.
+_COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
+
+
+def check(config: RunConfig, session: Session) -> None:
+    """Refuse what cannot run, before anything starts."""
+    if config.agents < 2:
+        raise Mistake("one peer has nobody to exchange with: set agents to 2 or more, or strategy to alone")
+    if moments := session.fleet.moments:
+        raise Mistake(
+            f"gossip mixes weights, and {config.algorithm} also keeps running moments ({', '.join(moments)}), which "
+            "would be others at every peer: turn its normalisation off"
+        )
+    kinds = {kind for kinds in session.plan.schedules() for kind in kinds.values()}
+    if "delay" in kinds:
+        raise Mistake("the attack 'delay' waits on a clock, and here all peers share one: take 'silence'")
+    exchanged(config, session.fleet)
+    STRATEGIES[config.strategy](config, session, network(config, session))
+
+
+def network(config: RunConfig, session: Session) -> Network:
+    """All peers of a run in this process."""
+    gossip = config.gossip
+    topology = Topology(gossip.topology, config.agents, gossip.degree, config.seed)
+    silent = {"silence"}
+    plan = session.plan
+    return Network(topology, lambda number: [k for k in session.numbers if plan.kind(k, number) in silent])
+
+
+def gossip(
+    config: RunConfig,
+    session: Session,
+    medium: Medium,
+    directory: RunDirectory,
+    tell: Callable[[Record], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Rounds of the peers here until the run is over or somebody asks to stop; returns the summary.
+
+    Goes on where the directory's last checkpoint is.
+    """
+    with directory.held():
+        return _gossip(config, session, medium, directory, tell, stop)
+
+
+def _gossip(
+    config: RunConfig,
+    session: Session,
+    medium: Medium,
+    directory: RunDirectory,
+    tell: Callable[[Record], None],
+    stop: Callable[[], bool],
+) -> Record:
+    peers = STRATEGIES[config.strategy](config, session, medium)
+    saved, meta = directory.load_checkpoint()
+    number = int(meta.get("round", 0))
+    directory.rewind(number)
+    if meta:
+        session.load_state(_within("agents.", saved))
+        peers.load_state(_within("peers.", saved))
+    about = {"algorithm": config.algorithm, "world": config.world.id}
+    keeper = Keeper(directory, _Kept(session, peers), config.checkpoint_every, config.checkpoints, about)
+    since = int(np.mean(session.worlds.steps)) if meta else 0
+    trackers = Trackers(directory.path, flatten(config), config.tensorboard, config.wandb, since)
+    begun, gained = time.perf_counter() - float(meta.get("wall_s", 0.0)), np.zeros(len(session.numbers), np.int64)
+    with closing(trackers):
+        while not (config.over(number, session.worlds.steps.tolist()) or stop()):
+            number += 1
+            lived = session.worlds.steps.copy()
+            last = config.over(number, (lived + gained).tolist())
+            judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
+            record = _round(config, session, peers, number, judge) | {"wall_s": 0.0}
+            gained = session.worlds.steps - lived
+            record["wall_s"] = round(time.perf_counter() - begun, 6)
+            directory.log(record)
+            trackers.log(record)
+            tell(record)
+            keeper.after(record)
+        keeper.save()
+    return figures.summary(directory.read_metrics()) | {
+        "run_dir": str(directory.path),
+        "interrupted": not config.over(number, session.worlds.steps.tolist()),
+    }
+
+
+def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge: bool) -> Record:
+    """One round, and the record of it: lists have an entry per peer here."""
+    begun, medium = time.perf_counter(), peers.medium
+    report, notes = peers.round(number, number % config.settle_every == 0)
+    judging = time.perf_counter()
+    nobody: list[float | None] = [None] * len(session.numbers)
+    returns = nobody
+    found = {name: _known(values) for name, values in measured(report).items()}
+    if judge:
+        returns = _known(session.evaluate().mean(axis=1))
+    elif not config.evaluate_episodes:
+        returns = found["training-return"]
+    now = time.perf_counter()
+    record: Record = {"round": number, "return": returns, "steps": session.worlds.steps.tolist()}
+    record |= {"updates": report.updates.tolist()} | found | notes
+    if len(session.numbers) == medium.network:
+        record["consensus"] = _known(distances(peers.weights))
+    nothing = dict.fromkeys(_COUNTED, [0] * len(session.numbers))
+    record |= nothing | medium.counts() | {"reasons": medium.reasons()}
+    seconds = {"working_s": report.acting_s + report.learning_s, "judging_s": now - judging, "round_s": now - begun}
+    return record | {name: round(value, 6) for name, value in seconds.items()}
+
+
+def distances(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far every peer is from the mean of all."""
+    away = weights - weights.mean(axis=0, dtype=np.float64)
+    found: NDArray[np.float64] = np.sqrt((away**2).sum(axis=1))
+    return found
+
+
+def _known(values: NDArray[np.float64]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+class _Kept:
+    """What peers leave: a row for each that lives here."""
+
+    def __init__(self, session: Session, peers: Peers) -> None:
+        self.session, self.peers = session, peers
+
+    def learned(self) -> dict[str, NDArray[Any]]:
+        return self.session.fleet.learned
+
+    def keepsakes(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        return self.peers.keepsakes()
+
+    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        agents = {f"agents.{name}": array for name, array in self.session.state().items()}
+        return agents | {f"peers.{name}": array for name, array in self.peers.state().items()}, {}
+
+
+def _within(where: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(where): array for name, array in arrays.items() if name.startswith(where)}

@@ -1,0 +1,58 @@
+"""What a run leaves while it goes on: checkpoints, the last weights and the best, and other weights worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from core.rows import Array
+from runs import checkpoints, figures
+from runs.directory import RunDirectory
+
+
+class Kept(Protocol):
+    """A run as its keeper sees it."""
+
+    def learned(self) -> dict[str, Array]:
+        """One row for everybody, or a row per agent where agents keep weights of their own."""
+
+    def keepsakes(self) -> Mapping[str, Mapping[str, Array]]:
+        """Other weights that a run leaves, each as a file of its name."""
+
+    def snapshot(self) -> tuple[Mapping[str, Array], Mapping[str, Any]]:
+        """Everything that a resume needs, besides the round and the seconds."""
+
+
+class Keeper:
+    """Saves a run every so many rounds, and whenever asked to."""
+
+    def __init__(self, directory: RunDirectory, run: Kept, every: int, keep: int, about: Mapping[str, Any]) -> None:
+        """``keep`` checkpoints stay; ``about`` is what weights say of themselves."""
+        self.directory, self.run, self.every, self.keep, self.about = directory, run, every, keep, about
+        self.returns = {record["round"]: figures.mean_return(record) for record in directory.read_metrics()}
+        self._best: dict[str, Array] | None = None
+        self._unsaved: Mapping[str, Any] | None = None
+
+    def after(self, record: Mapping[str, Any]) -> None:
+        """A round is over."""
+        value = figures.mean_return(record)
+        if value > max(self.returns.values(), default=-np.inf):
+            self._best = {name: array.copy() for name, array in self.run.learned().items()}
+        self.returns[record["round"]] = value
+        self._unsaved = record
+        if record["round"] % self.every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint of the last round, unless there is one."""
+        if self._unsaved is None:
+            return
+        arrays, known = self.run.snapshot()
+        meta = {"round": self._unsaved["round"], "wall_s": self._unsaved["wall_s"], **known}
+        self.directory.save_checkpoint(arrays, meta, self.returns, self.keep)
+        self.directory.save_weights(self.run.learned(), self.about, self._best)
+        for name, kept in self.run.keepsakes().items():
+            checkpoints.save(self.directory.path / f"{name}.npz", kept, self.about)
+        self._best = self._unsaved = None
