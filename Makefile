@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --durations=10
 WORKERS ?= 2
 
-.PHONY: help setup run test slow lint format types bench fedpg lock keys clean
+.PHONY: help setup run test slow lint format types bench fedpg lock keys proto clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ lock: .venv/dev ## Resolve every dependency anew and write constraints.txt
 
 keys: .venv/dev ## Write the configuration's keys into pyproject.toml, where Flower looks for them
 	$(BIN)/python .ci/keys.py
+
+proto: .venv/dev ## Make the gRPC stubs of proto/gossip.proto anew
+	$(BIN)/python -m grpc_tools.protoc -I client/gossip=proto --python_out=. --pyi_out=. --grpc_python_out=. proto/gossip.proto
 
 clean: ## Remove .venv and what tools leave behind
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
