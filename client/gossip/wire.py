@@ -1,0 +1,334 @@
+"""The network between processes: the Medium of one peer, whose neighbours are at the other end of gRPC.
+
+A round sends everything first and then waits, so no topology locks up; it waits for those who are there, who count this
+peer, and who are about as far, and never beyond the deadline. What comes later is used in the next round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import grpc
+import numpy as np
+
+from client.gossip import gossip_pb2 as pb
+from client.gossip.here import Here, Identity, Patience, Tls
+from client.gossip.inbox import AHEAD, Parcel, Word
+from client.gossip.link import Link
+from client.gossip.medium import F32, F64, Bools, Heard, Lies
+from client.gossip.mixing import share
+from client.gossip.service import Service
+from client.gossip.topology import Topology
+from core.errors import Failure
+
+COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "duplicates", "stale", "held", "kept", "returned")
+FLUSH_S = 5.0  # for what is on its way to be answered, when this peer is told to stop
+
+
+class Wire:
+    """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        topology: Topology,
+        roster: Mapping[int, str],
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+        *,
+        largest: float = 1e6,
+        tls: Tls | None = None,
+        say: Callable[[str], None] = lambda words: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.peers: Sequence[int] = [identity.number]
+        self.network, self.topology, self.patience, self.stop = identity.network, topology, patience, stop
+        self.here = Here(identity, patience, largest, tls, say)
+        self.links = {
+            number: Link(self.here, number, address)
+            for number, address in sorted(roster.items())
+            if number != identity.number
+        }
+        self.service = Service(self.here, self.links, self._keep)
+        self._turn, self._passed = (0, "", 0), set[str]()  # what is being told, and the tags done with in this round
+
+    # Beginning and end.
+
+    def open(self, listen: str) -> int:
+        """Serve, and look for the others; returns the port."""
+        port = self.service.start(listen)
+        for link in self.links.values():
+            link.start()
+        return port
+
+    def gather(self) -> bool:
+        """Wait for the others; whether they are at work already, and this peer has to catch up."""
+        here, begun = self.here, time.monotonic()
+        with here.changed:
+            while True:
+                known = [link for link in self.links.values() if link.life]
+                running = [link for link in known if link.began_without_us]
+                # Of a network at work some may be dead for ever; the others are reached in the first moments.
+                settled = time.monotonic() - begun > 2 * self.patience.beat
+                if len(known) == len(self.links) or (settled and 2 * len(running) > len(known)):
+                    break
+                left = begun + self.patience.start - time.monotonic()
+                if left <= 0:
+                    absent = [link for link in self.links.values() if not link.life]
+                    raise Failure(
+                        f"after {self.patience.start:g} s peer {here.identity.number} is still without "
+                        + "; ".join(f"peer {one.number} ({one.address}: {one.trouble})" for one in absent)
+                    )
+                if self.stop():
+                    return False
+                here.changed.wait(min(left, 0.2))
+            return 2 * len(running) > len(known)
+
+    def begin(self, number: int = 0, *, late: bool = False) -> None:
+        """Take part from the next round on: with all those who are known now, or late, with those who are at work."""
+        here = self.here
+        with here.changed:
+            if not late:
+                here.founders = {link.number: link.life for link in self.links.values() if link.life}
+            here.state, here.round = pb.STATE_LEARNING, max(number, here.round)
+            for link in self.links.values():
+                link.refresh()
+                link.greet_soon()
+
+    def catch_up(self) -> tuple[int, F32] | None:
+        """The round that most others are in, and what they have published, number by number the middle of it.
+
+        So a minority that lies decides nothing. None where nobody has published anything.
+        """
+        found = [one for one in map(self._read, list(self.links.values())) if one is not None]
+        if not found:
+            return None
+        widths = sorted(len(row) for _, row in found)
+        rows = [row for _, row in found if len(row) == widths[len(widths) // 2]]
+        rounds = sorted(number for number, _ in found)
+        return rounds[(len(rounds) - 1) // 2], np.median(rows, axis=0).astype(np.float32)
+
+    def publish(self, number: int, row: F32) -> None:
+        """What those are told who come late: what was learned after a round."""
+        with self.here.changed:
+            self.here.published = (number, row.astype("<f4"))
+
+    def go_on(self, number: int) -> int:
+        """The round to do next: this one, or that of the others where they are too far ahead to be caught up with."""
+        with self.here.changed:
+            rounds = sorted(link.round for link in self.links.values() if link.there)
+        middle = rounds[(len(rounds) - 1) // 2] if rounds else 0
+        return middle if middle > number + AHEAD else number
+
+    def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
+        """All rounds are done: hand over what is on its way, wait for the others, and add up what came last.
+
+        Who was asked to stop waits for nobody: the others go on without this peer.
+        """
+        here, links = self.here, list(self.links.values())
+        end = time.monotonic() + self.patience.end
+
+        def handed_over() -> bool:
+            return not any(link.there and link.busy for link in links)
+
+        with here.changed:
+            self._until(lambda: handed_over() or self.stop(), end)
+            if self.stop():
+                self._until(handed_over, time.monotonic() + FLUSH_S)
+            else:
+                here.state = pb.STATE_FINISHED
+                for link in links:
+                    link.greet_soon()
+                finished = pb.STATE_FINISHED
+                self._until(lambda: all(one.state == finished for one in links if one.there) or self.stop(), end)
+            for link in links:
+                link.take_back()
+            return self._added(x.shape[1], [(self.peers[0], Parcel(here.round, x[0], float(y[0])))], math.inf)
+
+    def close(self) -> None:
+        with self.here.changed:
+            self.here.state, self.here.closing = pb.STATE_LEAVING, True
+            self.here.changed.notify_all()
+        for link in self.links.values():
+            link.close()
+        self.service.stop()
+
+    # The medium.
+
+    def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
+        me, deadline = self.peers[0], time.monotonic() + self.patience.deadline
+        with self.here.changed:
+            self._enter(number)
+            links = self.topology.links(number, self._there())
+            parts = links.sent_by(me)
+            own = {part: share(x[0], part) for part in set(parts.values())}
+            mine = [(me, Parcel(number, own[parts[me]], parts[me] * float(y[0])))]
+            to = {}
+            for peer, part in parts.items():
+                if peer != me:
+                    row = own[part] if lies is None or 0 not in (false := lies(peer)) else share(false[0], part)
+                    to[peer] = Parcel(number, row, part * float(y[0]))
+            # Those who have room first: who is slow delays nobody else's share.
+            full = [peer for peer, parcel in to.items() if not self.links[peer].put(parcel, 0.0)]
+            for peer in full:
+                if not self.links[peer].put(to[peer], deadline):
+                    mine.append((me, to[peer]))
+                    self.here.counts["kept"] += 1
+            senders = [self.links[peer] for peer in links.heard_by(me) if peer != me]
+            self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline)
+            return self._added(x.shape[1], mine, number)
+
+    def tell(
+        self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
+    ) -> list[Heard]:
+        me, deadline = self.peers[0], time.monotonic() + self.patience.deadline
+        last = bool(final is not None and final.all())
+        with self.here.changed:
+            self._enter(number)
+            if self._turn[1] not in ("", tag):
+                self._done_with(self._turn[1])
+            self._turn = (number, tag, turn)
+            for peer, link in self.links.items():
+                row = vectors[0] if lies is None else lies(peer).get(0, vectors[0])
+                link.put(Parcel(number, row, word=Word(tag, turn, last)), 0.0)
+            if last:
+                self._done_with(tag)
+                return [Heard(np.empty(0, np.int64), vectors[:0])]
+            links = list(self.links.values())
+
+            def missing() -> list[Link]:
+                spoiled = (number, tag, turn)
+                return [one for one in links if one.inbox.said(*spoiled) is None and one.inbox.spoiled != spoiled]
+
+            self._wait(missing, number, deadline)
+            heard = {me: vectors[0]}
+            for link in links:
+                row = link.inbox.said(number, tag, turn)
+                if row is not None:
+                    heard[link.number] = row
+                link.inbox.words = [one for one in link.inbox.words if not _heard(one, number, tag, turn)]
+        senders = sorted(heard)
+        return [Heard(np.array(senders, np.int64), np.stack([heard[peer] for peer in senders]))]
+
+    def counts(self) -> dict[str, list[int]]:
+        with self.here.changed:
+            found, self.here.counts = self.here.counts, type(self.here.counts)()
+        return {name: [found[name]] for name in COUNTED}
+
+    def reasons(self) -> dict[str, int]:
+        with self.here.changed:
+            return dict(self.here.reasons)
+
+    # Within.
+
+    def _there(self) -> list[int]:
+        return sorted([self.peers[0], *(link.number for link in self.links.values() if link.there)])
+
+    def _enter(self, number: int) -> None:
+        """A round begins, or goes on; words of earlier ones are not heard any more."""
+        if number > self.here.round:
+            self.here.round = number
+        if self._turn[0] < number:
+            self._turn, self._passed = (number, "", 0), set()
+            for link in self.links.values():
+                link.inbox.words = [one for one in link.inbox.words if one.round >= number]
+
+    def _keep(self, link: Link, parcel: Parcel) -> bool:
+        """Whether a word that came is still wanted; it is kept then."""
+        assert parcel.word is not None
+        number, tag, turn = self._turn
+        if parcel.round < self.here.round or (parcel.round == number and parcel.word.tag in self._passed):
+            return False
+        if (parcel.round, parcel.word.tag) == (number, tag) and parcel.word.turn < turn and not parcel.word.final:
+            return False
+        link.inbox.words.append(parcel)
+        return True
+
+    def _done_with(self, tag: str) -> None:
+        """Words of this tag are not listened to any more in this round."""
+        self._passed.add(tag)
+        for link in self.links.values():
+            link.inbox.words = [one for one in link.inbox.words if one.word is None or one.word.tag != tag]
+
+    def _wait(self, missing: Callable[[], list[Link]], number: int, deadline: float) -> None:
+        """Until nobody is missing of those who can be expected to send, or the deadline."""
+
+        def nobody() -> bool:
+            return not [one for one in missing() if one.there and one.counts_us and abs(one.round - number) <= AHEAD]
+
+        self._until(lambda: nobody() or self.stop(), deadline)
+        self.here.counts["missed"] += len(missing())
+
+    def _until(self, true: Callable[[], bool], deadline: float) -> None:
+        """Until something is true, or the deadline; a signal is noticed within half a second."""
+        while not true() and (left := deadline - time.monotonic()) > 0:
+            self.here.changed.wait(min(left, 0.5))
+
+    def _added(self, width: int, mine: list[tuple[int, Parcel]], number: float) -> tuple[F32, F64]:
+        """The sum of all that belongs to this peer now, in the order of the senders."""
+        parcels = list(mine)
+        for link in self.links.values():
+            came = link.inbox.due(number)
+            self.here.counts["late"] += sum(one.round < number for one in came)
+            self.here.counts["returned"] += len(link.returned)
+            parcels += [(link.number, one) for one in came]
+            parcels += [(self.peers[0], one) for one in link.returned]
+            link.returned = []
+        total, weight = np.zeros(width), 0.0
+        for _, parcel in sorted(parcels, key=lambda one: one[0]):
+            total += parcel.row
+            weight += parcel.weight
+        for link in self.links.values():
+            # What was used and must be given up; never so much that what is left says little.
+            for one in list(link.inbox.owed):
+                if one.weight <= weight / 2:
+                    total -= one.row
+                    weight -= one.weight
+                    link.inbox.owed.remove(one)
+        return total.astype(np.float32)[None], np.array([weight])
+
+    def _read(self, link: Link) -> tuple[int, F32] | None:
+        """What a peer has published: asked again while it looks who asks, or publishes something new meanwhile."""
+        until = time.monotonic() + 3 * self.patience.beat
+        found, status = None, pb.STATUS_UNKNOWN
+        while found is None and status in (pb.STATUS_UNKNOWN, pb.STATUS_STALE, pb.STATUS_NOTHING):
+            if time.monotonic() > until:
+                return None
+            try:
+                found, status = self._read_once(link)
+            except grpc.RpcError:
+                return None
+            if found is None:
+                time.sleep(0.05)
+        return found
+
+    def _read_once(self, link: Link) -> tuple[tuple[int, F32] | None, pb.Status]:
+        """Piece by piece."""
+        row: F32 | None = None
+        number, done = 0, 0
+        while row is None or done < len(row):
+            with self.here.changed:
+                envelope = self.here.envelope(link.number, link.life)
+            answer = link.stub.Ask(
+                pb.Question(envelope=envelope, round=number, offset=done), timeout=self.patience.call
+            )
+            if answer.status != pb.STATUS_TAKEN:
+                return None, answer.status
+            # Nothing larger is taken than what this peer would publish itself.
+            fits = answer.width == self.here.identity.width and answer.layout == self.here.identity.layout
+            piece = np.frombuffer(answer.data[: len(answer.data) // 4 * 4], "<f4")
+            whole = 0 < len(piece) <= answer.width - done and bool(np.isfinite(piece).all())
+            if not fits or not whole or answer.offset != done:
+                return None, self.here.refuse(pb.STATUS_WRONG_LAYOUT, link.number)
+            if row is None:
+                row, number = np.empty(answer.width, np.float32), answer.round
+            row[done : done + len(piece)] = piece
+            done += len(piece)
+        return (number, row), pb.STATUS_TAKEN
+
+
+def _heard(one: Parcel, number: int, tag: str, turn: int) -> bool:
+    """Whether a word has been heard and is not needed again."""
+    word = one.word
+    return word is not None and (one.round, word.tag) == (number, tag) and word.turn <= turn and not word.final
