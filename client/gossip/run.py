@@ -30,8 +30,6 @@ _COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
 
 def check(config: RunConfig, session: Session) -> None:
     """Refuse what cannot run, before anything starts."""
-    if config.agents < 2:
-        raise Mistake("one peer has nobody to exchange with: set agents to 2 or more, or strategy to alone")
     if moments := session.fleet.moments:
         raise Mistake(
             f"gossip mixes weights, and {config.algorithm} also keeps running moments ({', '.join(moments)}), which "
