@@ -194,6 +194,21 @@ def test_returns(gamma):
     close(eq.discounted_returns(reward, last, gamma), slow_returns(reward, last, gamma))
 
 
+def test_trajectory_weight_by_hand():
+    # Two trajectories: ratios 2 and 3, then 1/2; what comes behind them counts nothing.
+    ratio, zero = np.log([[2.0, 3.0, 0.5, 9.0]]), np.zeros((1, 4))
+    found = eq.trajectory_weight(ratio, zero, np.array([[False, True, True, True]]), np.array([3]))
+    close(found, [[6.0, 6.0, 0.5, 0.0]])
+
+
+def test_trajectory_weight_of_ratios_that_would_vanish():
+    """A thousand ratios of 1/2 and then as many of 2: the product is 1, and 2^-1000 on the way is no float32."""
+    ratio = np.log(np.repeat([0.5, 2.0], 1000))[None].astype(np.float32)
+    last = np.zeros((1, 2000), bool)
+    last[0, -1] = True
+    close(eq.trajectory_weight(ratio, np.zeros_like(ratio), last, np.array([2000])), np.ones((1, 2000)))
+
+
 def test_whitened_rewards_to_go_by_hand():
     # Returns 3, 1: mean 2, deviation 1. A single step says nothing.
     found = eq.whitened_rewards_to_go(np.array([[3.0, 1.0, 5.0]]), np.array([[False, True, True]]), np.array([3]))
@@ -521,6 +536,7 @@ def well_shaped():
         "running_returns": (cube, no, 0.9, np.zeros((K, 2))),
         "explained_variance": (x, y),
         "importance_weight": (x, y),
+        "trajectory_weight": (x, y, last, used),
         "scsg_direction": (s, r, s),
         "clipped_surrogate": (x, y, 0.2),
         "surrogate": (x, y),

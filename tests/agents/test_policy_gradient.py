@@ -15,6 +15,7 @@ from agents.policy_gradient import PolicyGradientConfig, PolicyGradientFleet
 from core.errors import Mistake
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
+from strategies.scsg import SCSGConfig, ascend
 from tests.agents.slow import Actor, per_state, t64
 from tests.agents.tiny import Identity, Recorder, Wide, spread
 
@@ -236,3 +237,38 @@ def test_there_is_no_progress_where_nothing_has_moved() -> None:
     change, weight = fleet.progress_since(then, found)
     assert change.any()
     assert 0 < abs(weight - 1.0) < 0.1
+
+
+def test_a_correction_weighs_whole_trajectories() -> None:
+    """Against trajectory by trajectory, in float64: g(now) - sum_i w_i g_i(then), agent by agent."""
+    fleet = fleet_for("discrete", copies=4)
+    then = fleet.policy.copy()
+    fleet.policy += spread(then.shape, 5, 0.03)
+    found = fleet.sample(fleet.policy, 4)
+    change, mean = fleet.correction(then, found)
+    before, now = fleet.log_probs(then, found).astype(np.float64), fleet.log_probs(fleet.policy, found)
+    weights = np.zeros_like(before)
+    for k in range(3):
+        for one in trajectories(found, k):
+            weights[k, one] = np.prod(np.exp(before[k, one] - now[k, one]))
+    wanted = fleet.ascent(fleet.policy, found) - fleet.ascent(then, found, weights.astype(np.float32))
+    np.testing.assert_allclose(change, wanted, atol=1e-5)
+    np.testing.assert_allclose(mean, [w[:used].mean() for w, used in zip(weights, found.used, strict=True)], rtol=1e-5)
+    assert (np.abs(weights[weights > 0] - 1) > 1e-3).any()
+
+
+def test_agents_take_their_inner_steps_as_they_would_alone() -> None:
+    """SCSG for three agents, which stop by themselves, and for each of them as a fleet of one."""
+    config = SCSGConfig(own_batch=3, guard=0.02)
+
+    def steps(fleet: PolicyGradientFleet) -> np.ndarray:
+        found = fleet.sample(fleet.policy, 7)
+        return ascend(fleet, fleet.ascent(fleet.policy, found), 9, config)
+
+    together = fleet_for("discrete", hidden=(16,))
+    taken = steps(together)
+    assert len(set(taken.tolist())) > 1, "all stopped together: the test shows nothing"
+    for k in range(3):
+        alone = fleet_for("discrete", numbers=(k,), hidden=(16,))
+        np.testing.assert_array_equal(steps(alone), taken[[k]])
+        np.testing.assert_allclose(alone.policy[0], together.policy[k], atol=1e-6)
