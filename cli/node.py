@@ -46,6 +46,9 @@ def node(
     attack: Annotated[
         str, typer.Option(help="The agents here attack, whatever the run says: sign-flip, or none@1,zero@10.")
     ] = "",
+    worlds: Annotated[
+        str, typer.Option(help="Modules whose worlds a run may name (world.id = module:Id-v0): my_worlds,more.")
+    ] = "",
     alive: Annotated[
         Path | None, typer.Option(help="A file that is touched as often as the SuperLink says that it knows us.")
     ] = None,
@@ -90,7 +93,7 @@ def node(
         Node(
             Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
             numbers,
-            partial(Party, attack=attack),
+            partial(Party, attack=attack, modules=[name.strip() for name in worlds.split(",")]),
             run_name,
             folder,
             keys,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,12 +40,23 @@ def run_name(flat: Flat, run_id: int) -> str:
 
 
 class Party:
-    """One agent, message after message; with an ``attack`` of its own it is a liar, whatever the run says."""
+    """One agent, message after message; with an ``attack`` of its own it is a liar, whatever the run says.
 
-    def __init__(self, number: int, flat: Flat, run: str, state: Path, attack: str = "") -> None:
+    ``modules`` are those whose worlds a run may name (``module:Id-v0``), which imports them; None: any.
+    """
+
+    def __init__(
+        self, number: int, flat: Flat, run: str, state: Path, attack: str = "", modules: Sequence[str] | None = None
+    ) -> None:
         self.config, self.number = run_config(flat), number
         if not 0 <= number < self.config.agents:
             raise Mistake(f"agent {number} is not in this run: it has the agents 0 to {self.config.agents - 1}")
+        module, named, _ = self.config.world.id.rpartition(":")
+        if named and modules is not None and module not in modules:
+            raise Mistake(
+                f"the run asks to import '{module}' for its world, and this node imports nothing that it was not told "
+                f"to: --worlds {module}"
+            )
         if attack:
             alone = replace(self.config.attack, kind=attack, agents=(number,), byzantine=0)
             self.config = replace(self.config, attack=alone)

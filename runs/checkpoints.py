@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.lib.npyio import NpzFile
 
 from core.errors import Failure, Mistake
@@ -40,6 +43,7 @@ def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         if not isinstance(found, NpzFile):
             raise ValueError("it is a single array")
         with found as file:
+            _bound(path, file)
             arrays = {name: file[name] for name in file.files if name != _META}
             meta = json.loads(file[_META].tobytes())
         if not isinstance(meta, dict):
@@ -49,3 +53,21 @@ def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     except Exception as error:  # what a damaged archive raises depends on which byte is damaged
         raise Failure(f"the checkpoint {path} cannot be read: {error}") from None
     return arrays, meta
+
+
+def _bound(path: Path, file: NpzFile) -> None:
+    """Ours are not compressed: nothing in them is larger than the file, so no small file fills the memory."""
+    archive = file.zip
+    assert archive is not None
+    members = archive.infolist()
+    if any(member.compress_type != ZIP_STORED for member in members):
+        raise ValueError("it is compressed, which ours never are")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("it claims to hold more than it is long")
+    for member in members:
+        with archive.open(member) as content:
+            if npy.read_magic(content) != (1, 0):
+                raise ValueError(f"'{member.filename}' is no array as ours are")
+            shape, _, dtype = npy.read_array_header_1_0(content)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"'{member.filename}' claims to hold more than it is long")

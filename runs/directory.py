@@ -200,3 +200,5 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise Mistake(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise Mistake(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise Mistake(f"{path} is nested too deeply") from None

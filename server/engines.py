@@ -109,11 +109,13 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
     place = directory.path.resolve()
     # Apps are installed and compiled once per machine, not once per run.
     home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"
+    module = config.world.id.rpartition(":")[0]
+    worlds = ["--worlds", module] if module else []
     with superlink(home, log=place / "logs" / "superlink.log") as link, processes() as started:
         for index in range(nodes):
             hosted = list(range(index, config.agents, nodes))
             log = place / "logs" / f"node-{index}.log"
-            started.append(start_node(link.fleet, hosted, place / "agents", log))
+            started.append(start_node(link.fleet, hosted, place / "agents", log, worlds))
         with Control(link.control) as control:
             return _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
 

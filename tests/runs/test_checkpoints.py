@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -79,6 +82,44 @@ class Trap:
         return (pytest.fail, ("the file was executed",))
 
 
+def bomb():
+    """A few kB that would be a gigabyte: an honest file, only compressed."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("__meta__.npy", npy(META))
+        with packed.open("x.npy", "w", force_zip64=True) as member:
+            member.write(npy(np.zeros(0, np.float32)).replace(b"(0,)", b"(1<<28,)"))
+            for _ in range(1024):
+                member.write(bytes(2**20))
+    return file.getvalue()
+
+
+def claiming(shape):
+    """An array whose head promises more than follows."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr("__meta__.npy", npy(META))
+        packed.writestr("x.npy", head.getvalue() + bytes(1000))
+    return file.getvalue()
+
+
+def overlapping():
+    """Many names for the same bytes: a bomb without compression."""
+    member = npy(np.zeros(250_000, np.float32))
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        packed.writestr("__meta__.npy", npy(META))
+        packed.writestr("x.npy", member)
+        first = packed.getinfo("x.npy")
+        for number in range(1000):
+            again = copy.copy(first)
+            again.filename = again.orig_filename = f"x{number}.npy"
+            packed.filelist.append(again)
+    return file.getvalue()
+
+
 META = np.frombuffer(b"{}", np.uint8)
 FOREIGN = {
     "nothing": b"",
@@ -90,6 +131,11 @@ FOREIGN = {
     "a pickled array": npz(__meta__=META, x=np.array([Trap()], dtype=object)),
     "a pickled meta": npz(__meta__=np.array([Trap()], dtype=object)),
     "meta that is no JSON": npz(__meta__=np.frombuffer(b"\xff\xfe{", np.uint8)),
+    "a bomb": bomb(),
+    "a claim of a terabyte": claiming((2**38,)),
+    "a claim of more than there is": claiming((2**62, 2**62)),
+    "overlapping members": overlapping(),
+    "meta too deep": npz(__meta__=np.frombuffer(b"[" * 200_000, np.uint8)),
     "meta that is no table": npz(__meta__=np.frombuffer(b"[1, 2]", np.uint8)),
 }
 
@@ -102,6 +148,19 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path, what):
         checkpoints.load(path)
     assert "cannot be read" in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("what", ["a bomb", "a claim of a terabyte", "overlapping members"])
+def test_what_claims_to_be_large_takes_no_memory(tmp_path, what):
+    path = tmp_path / "checkpoint.npz"
+    path.write_bytes(FOREIGN[what])
+    tracemalloc.start()
+    try:
+        with pytest.raises(Failure):
+            checkpoints.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folder_in_its_place_is_refused(tmp_path):
