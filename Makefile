@@ -20,10 +20,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --durations=10
 WORKERS ?= 2
 
-.PHONY: help setup run test slow lint format types bench fedpg lock keys proto clean
+.PHONY: help setup run test slow wheels test-compose test-netns soak lint format types bench fedpg lock keys proto clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/dev ## Install into .venv (done by every other target when it is needed)
 
@@ -31,10 +31,23 @@ run: .venv/dev ## Ten agents learn CartPole, three of them lie: with a filter an
 	$(ONE_THREAD) $(BIN)/fedrl demo
 
 test: .venv/dev ## Run the tests, without the slow ones
-	$(PYTEST) -n $(WORKERS) -m "not slow" tests
+	$(PYTEST) -n $(WORKERS) -m "not (slow or compose or netns or soak)" tests
 
 slow: .venv/dev ## Run the slow tests
 	$(PYTEST) -n $(WORKERS) -m slow tests
+
+wheels: .venv/dev ## Download what the image installs into docker/wheels, for builds without a network
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --prefer-binary --dest docker/wheels \
+		-c constraints.txt -r <($(BIN)/python docker/requirements.py)
+
+test-compose: wheels ## Bring the containers up, see runs finish and a client die and come back (needs docker)
+	$(PYTEST) -m compose tests/docker
+
+test-netns: .venv/dev ## Four hosts as network namespaces: links cut, delayed, stalled (needs root)
+	$(PYTEST) -rs -s -m netns tests/server
+
+soak: .venv/dev ## 200 rounds, 8 nodes, random kills, a SuperLink that restarts: memory and strays, in an hour
+	$(PYTEST) -rs -s -m soak tests/server
 
 lint: .venv/dev ## Check rules and format
 	$(BIN)/ruff check .

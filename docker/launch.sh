@@ -10,7 +10,7 @@ if [ -n "${ROOTS:-}" ]; then
     docker/admit.sh "$ROOTS"
 fi
 if [ -e "$run/conf.toml" ]; then
-    exec fedrl run --resume "$run" $there
+    exec fedrl run --resume "$run" $there ${SET:+$(printf -- '--set %s ' $SET)}
 fi
 settings="agents=$agents attack.byzantine=$ATTACKERS tensorboard=true checkpoint-every=5 $SET"
 exec fedrl run "conf/$CONF.toml" --seed "$SEED" --out "$run" $there $(printf -- '--set %s ' $settings)

@@ -1,0 +1,220 @@
+"""Real containers: the stack comes up, a run finishes, a client is killed and comes back, everything goes.
+
+Where no Docker daemon runs, one of the tests' own is started and stopped; where no base image can be pulled, one is
+made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runs.directory import RunDirectory
+from server.launch import END_S, end, free_port, running, spawn, wait
+
+pytestmark = pytest.mark.compose
+
+ROOT = Path(__file__).parents[2]
+PULLED = "python:3.11-slim"
+LONG_S = 900.0  # an image is built on two busy cores
+
+
+def call(*words: str, seconds: float = LONG_S, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+def output(*words: str, env: dict[str, str] | None = None) -> str:
+    done = call(*words, env=env)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def daemon() -> Iterator[None]:
+    """The one that runs, or one of our own."""
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    if call("docker", "info").returncode == 0:
+        yield
+        return
+    if shutil.which("dockerd") is None or os.geteuid() != 0:
+        pytest.skip("no Docker daemon runs, and none can be started: that needs dockerd, and root")
+    with tempfile.TemporaryDirectory(prefix="fedrl-docker-", ignore_cleanup_errors=True) as name:
+        home = Path(name)
+        os.environ["DOCKER_HOST"] = f"unix://{home}/socket"
+        words = ["dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/exec", "--pidfile", f"{home}/pid"]
+        process = spawn([*words, "--host", os.environ["DOCKER_HOST"]], home / "log", {})
+        try:
+            assert wait(lambda: call("docker", "info").returncode == 0, 60), (home / "log").read_text()[-2000:]
+            yield
+        finally:
+            end(lambda: running([process]), END_S)
+            del os.environ["DOCKER_HOST"]
+
+
+@pytest.fixture(scope="module")
+def base() -> str:
+    """The name of an image with Python."""
+    if call("docker", "image", "inspect", PULLED).returncode == 0 or call("docker", "pull", PULLED).returncode == 0:
+        return PULLED
+    made = "fedrl-base:test"
+    if call("docker", "image", "inspect", made).returncode != 0:
+        if shutil.which("debootstrap") is None or os.geteuid() != 0:
+            pytest.skip(f"{PULLED} cannot be pulled, and no base image made: that needs debootstrap, and root")
+        output("docker/base.sh", made)
+    return made
+
+
+class Stack:
+    """A project of docker compose, whichever of the two commands there is."""
+
+    def __init__(self, base: str, out: Path) -> None:
+        v2 = call("docker", "compose", "version").returncode == 0
+        if not v2 and shutil.which("docker-compose") is None:
+            pytest.skip("neither the compose plugin of docker nor docker-compose is installed")
+        self.words = ["docker", "compose"] if v2 else ["docker-compose"]
+        self.out = out
+        self.env = {
+            "COMPOSE_PROJECT_NAME": f"fedrl-test-{os.getpid()}", "BASE_IMAGE": base, "OUT": str(out),
+            "TENSORBOARD_PORT": str(free_port()), "SET": "rounds=6",
+        }  # fmt: skip
+
+    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return call(*self.words, *words, env=self.env | env)
+
+    def containers(self, service: str) -> list[str]:
+        return output(*self.words, "ps", "-q", service, env=self.env).split()
+
+    def run(self, name: str) -> RunDirectory:
+        return RunDirectory.open(self.out / name)
+
+
+@pytest.fixture(scope="module")
+def built(base: str, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    out = tmp_path_factory.mktemp("out")
+    os.chown(out, 1000, 1000) if os.geteuid() == 0 else out.chmod(0o777)
+    found = Stack(base, out)
+    done = found("build", "superlink")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return found
+
+
+@pytest.fixture
+def stack(built: Stack) -> Iterator[Stack]:
+    try:
+        yield built
+    finally:
+        done = built("--profile", "fedpg", "--profile", "ppo", "--profile", "secure", "down", "--volumes")
+        assert done.returncode == 0, done.stderr
+    left = output(
+        "docker", "ps", "-aq", "--filter", f"label=com.docker.compose.project={built.env['COMPOSE_PROJECT_NAME']}"
+    )
+    assert not left
+
+
+def inspect(container: str, what: str) -> str:
+    return output("docker", "inspect", "--format", what, container)
+
+
+def test_a_run_finishes_its_attacker_is_dropped_and_the_launcher_says_so(stack: Stack) -> None:
+    done = stack("up", "--exit-code-from", "launcher", RUN="first", CLIENTS="3")
+    assert done.returncode == 0, done.stdout[-5000:]
+    records = stack.run("first").read_metrics()
+    assert [record["round"] for record in records] == list(range(1, 7))
+    assert all(record["kept.policy"] == [1, 1, 0] for record in records[1:])  # attackers are the last agents
+    assert list((stack.out / "first" / "tensorboard").iterdir())
+    assert "round 6/6" in done.stdout
+
+
+def test_a_mistake_is_told_and_is_the_exit_code(stack: Stack) -> None:
+    done = stack("up", "--exit-code-from", "launcher", RUN="wrong", CLIENTS="1", SET="rounds=six")
+    assert done.returncode == 2, done.stdout[-5000:]
+    assert "'rounds'" in done.stdout
+
+
+def test_scaled_clients_take_part_and_one_that_is_killed_comes_back(stack: Stack) -> None:
+    more = {"RUN": "killed", "SET": "rounds=100000 federation.deadline-s=2 federation.quorum=0.5 attack.kind=none"}
+    done = stack("up", "--detach", "--scale", "client=4", ATTACKERS="0", **more)
+    assert done.returncode == 0, done.stderr[-5000:]
+    clients = stack.containers("client")
+    (launcher,) = stack.containers("launcher")
+    (superlink,) = stack.containers("superlink")
+    (tensorboard,) = stack.containers("tensorboard")
+
+    def records() -> list[dict[str, list[int]]]:
+        run = RunDirectory(stack.out / "killed")
+        return run.read_metrics() if run.metrics.exists() else []
+
+    def reach(true: Callable[[], bool], seconds: float = 240) -> None:
+        said = ""
+        if not wait(lambda: bool(records()) and true(), seconds):
+            said = call("docker", "logs", "--tail", "30", launcher).stderr
+        assert not said, said
+
+    reach(lambda: len(records()) >= 3)
+    agents = {output("docker", "exec", client, "cat", "/state/agent"): client for client in clients}
+    assert sorted(agents) == ["0", "1", "2", "3"]
+    volumes = {inspect(c, '{{range .Mounts}}{{if eq .Destination "/state"}}{{.Name}}{{end}}{{end}}') for c in clients}
+    assert len(volumes) == 4
+    for container in (*clients, superlink, launcher, tensorboard):
+        about = json.loads(inspect(container, "{{json .}}"))
+        assert about["HostConfig"]["ReadonlyRootfs"]
+        assert about["Config"]["User"] == "1000:1000"
+        assert about["HostConfig"]["CapDrop"] == ["ALL"]
+        assert about["HostConfig"]["Memory"] > 0
+    assert wait(lambda: all(inspect(c, "{{.State.Health.Status}}") == "healthy" for c in (*clients, superlink)), 90)
+
+    call("docker", "exec", agents["2"], "sh", "-c", "kill -9 -1")
+    reach(lambda: any(record["missed"] == [0, 0, 1, 0] for record in records()))
+    killed = len(records())
+    reach(lambda: len(records()) > killed and records()[-1]["missed"] == [0, 0, 0, 0])
+    assert int(inspect(agents["2"], "{{.RestartCount}}")) == 1
+    assert output("docker", "exec", agents["2"], "cat", "/state/agent") == "2"
+
+    assert call("docker", "kill", "--signal", "TERM", launcher).returncode == 0
+    assert output("docker", "wait", launcher) == "130"  # interrupted, and it can go on
+    rounds = records()[-1]["round"]
+    assert stack("stop").returncode == 0
+    assert {inspect(client, "{{.State.ExitCode}}") for client in clients} == {"0"}
+    more["SET"] = f"rounds={rounds + 3}"
+    done = stack("up", "--exit-code-from", "launcher", "--scale", "client=4", **more)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert [record["round"] for record in records()] == list(range(1, rounds + 4))
+
+
+def test_ppo_pulls_its_clients_together(stack: Stack) -> None:
+    done = stack(
+        "--profile", "ppo", "up", "--exit-code-from", "launcher-ppo", RUN="ppo", CLIENTS="2", SET="steps=20000"
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert min(stack.run("ppo").read_metrics()[-1]["steps"]) >= 20000
+
+
+def test_with_tls_registered_clients_are_admitted_and_others_are_not(stack: Stack) -> None:
+    done = stack("--profile", "secure", "up", "--detach", RUN="secure", CLIENTS="2")
+    assert done.returncode == 0, done.stderr[-5000:]
+    (launcher,) = stack.containers("launcher-tls")
+    project = stack.env["COMPOSE_PROJECT_NAME"]
+    run = ["docker", "run", "--rm", "--network", f"{project}_default", "--volume", f"{project}_keys:/keys:ro", "fedrl"]
+    node = "fedrl node --superlink superlink:9092 --agents 9 --give-up 1"
+    roots = "--root-certificates /keys/ca.pem"
+    for command, words in (
+        (f"{node} --insecure", "it speaks TLS"),
+        (f"{node} {roots}", "admits registered nodes only"),
+        (f"fedrl certs /tmp/new --nodes 9 && {node} {roots} --key /tmp/new/node-9", "does not admit the key"),
+        (f"fedrl certs /tmp/new && {node} --root-certificates /tmp/new/ca.pem", "certificate does not verify"),
+    ):
+        refused = call(*run, "sh", "-c", command)
+        assert refused.returncode == 1, refused.stderr
+        assert words in refused.stderr.replace("\n", " ")
+    assert output("docker", "wait", launcher) == "0", call("docker", "logs", launcher).stderr[-3000:]
+    assert len(stack.run("secure").read_metrics()) == 6
