@@ -24,25 +24,29 @@ def share(x: F32, part: float) -> F32:
 
 def mixed(links: Links, x: F32, y: F64) -> tuple[F32, F64]:
     """(P x, P y) for all peers; those whom no link mentions keep what they have."""
-    out, weight = x.copy(), y.copy()
-    there = np.unique(links.receivers)
+    there = links.receivers[links.receivers == links.senders]  # everybody keeps a share
     if len(links.senders) > _FEW * len(there):
-        P = links.matrix(len(x))[np.ix_(there, there)]
-        everybody = len(there) == len(x)
-        out[there] = _rounded(P) @ (x if everybody else x[there])
-        weight[there] = P @ y[there]
-    else:
-        edges = np.searchsorted(links.receivers, np.arange(len(x) + 1))
-        _add_up(edges, links.senders, links.shares, x, y, out, weight)
+        mass = np.bincount(links.receivers, links.shares * y[links.senders], len(y))
+        if len(there) == len(x):
+            return _dense(links, len(x)) @ x, mass
+        out, weight = x.copy(), y.copy()
+        out[there] = _dense(links, len(x))[np.ix_(there, there)] @ x[there]
+        weight[there] = mass[there]
+        return out, weight
+    out, weight = x.copy(), y.copy()
+    edges = np.searchsorted(links.receivers, np.arange(len(x) + 1))
+    _add_up(edges, links.senders, links.shares, x, y, out, weight)
     return out, weight
 
 
-def _rounded(P: F64) -> F32:
+def _dense(links: Links, peers: int) -> F32:
     """P in float32, whose columns still add up to 1: what a peer keeps takes up what rounding left."""
-    found = P.astype(np.float32)
-    own = np.diag(found).astype(np.float64)
-    np.fill_diagonal(found, own + (P.sum(axis=0) - found.sum(axis=0, dtype=np.float64)))
-    return found
+    shares = links.shares.astype(np.float32)
+    lost = 1.0 - np.bincount(links.senders, shares, peers)
+    P = np.zeros((peers, peers), np.float32)
+    P[links.receivers, links.senders] = shares
+    np.fill_diagonal(P, (np.diag(P) + lost).astype(np.float32))
+    return P
 
 
 @njit(cache=True)
