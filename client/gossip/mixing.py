@@ -26,9 +26,10 @@ def mixed(links: Links, x: F32, y: F64) -> tuple[F32, F64]:
     """(P x, P y) for all peers; those whom no link mentions keep what they have."""
     there = links.receivers[links.receivers == links.senders]  # everybody keeps a share
     if len(links.senders) > _FEW * len(there):
-        mass = np.bincount(links.receivers, links.shares * y[links.senders], len(y))
+        mass: F64 = np.bincount(links.receivers, links.shares * y[links.senders], len(y)).astype(np.float64)
         if len(there) == len(x):
-            return _dense(links, len(x)) @ x, mass
+            product: F32 = _dense(links, len(x)) @ x
+            return product, mass
         out, weight = x.copy(), y.copy()
         out[there] = _dense(links, len(x))[np.ix_(there, there)] @ x[there]
         weight[there] = mass[there]
