@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from agents.fleet import Fleet, Report
@@ -86,9 +86,9 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         arrays = messages.pack({name: matrix[at] for name, matrix in sent.items()})
         said = (session.numbers[row], mine, report.steps[at], session.worlds.steps[row], report.updates[at])
         known = {name: float(values[at]) for name, values in found.items() if not np.isnan(values[at])}
-        metrics = messages.account(said, (report.acting_s, report.learning_s, took), known)
+        account = messages.account(said, (report.acting_s, report.learning_s, took), known)
         late = session.plan.after(session.numbers[row], order.round)
-        answers.append(Reply(messages.content(arrays, metrics=metrics), late))
+        answers.append(Reply(messages.content(arrays, account), late))
     return answers
 
 
@@ -102,7 +102,7 @@ def _evaluate(session: Session, asked: Asked) -> list[Reply]:
     finally:
         session.fleet.load_learned(own)
     return [
-        Reply(messages.content(metrics=MetricRecord({"party": session.numbers[row], "return": float(value)})))
+        Reply(messages.content({"party": session.numbers[row], "return": float(value)}))
         for row, value in zip(rows, returns, strict=True)
     ]
 
@@ -123,7 +123,7 @@ def _describe(session: Session, asked: Asked) -> list[Reply]:
     for row, _ in asked:
         number = session.numbers[row]
         own = {"party": number, "attack-free": session.plan.honest(number)}
-        answers.append(Reply(messages.content(config=ConfigRecord({**own, **who, **widths}))))
+        answers.append(Reply(messages.content(own, who, widths)))
     return answers
 
 
@@ -137,7 +137,7 @@ def _load(session: Session, asked: Asked) -> dict[str, F32]:
     for row, message in asked:
         sharing.setdefault(id(message.content), (message, []))[1].append(row)
     for message, rows in sharing.values():
-        names = list(message.content.get(messages.ARRAYS, ()))
+        names = list(messages.arrays(message.content))
         meant = {name: "policy" if name.startswith(messages.NEIGHBOUR) else name for name in names}
         widths = {name: known[meant[name]].shape[1] if meant[name] in known else -1 for name in names}
         for name, weights in messages.unpack(message, widths).items():

@@ -6,8 +6,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
+import grpc
 from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -18,8 +19,6 @@ from client.session import Session
 from strategies import messages
 from strategies.messages import OVERSIZED
 
-# Seconds that the objects of a reply may come after its announcement: a sender that died in between stays silent.
-_OBJECTS_S = 10.0
 # Bytes of a reply that are not weights: metrics, names, Flower's own.
 _WORDS = 1_000_000
 
@@ -53,7 +52,8 @@ class LocalGrid(Grid):
         for message in asked:
             content = id(message.content)
             if content not in known:
-                known[content] = _what_is_asked(message)
+                asks = messages.question(message.content) if message.has_content() else ""
+                known[content] = message.metadata.message_type, asks
             alike.setdefault(known[content], []).append(message)
         found = [reply for group in alike.values() for reply in self._answer(group)]
         due = [name for name in names if name in self._late and self._late[name][0] <= time.monotonic()]
@@ -90,22 +90,23 @@ class LocalGrid(Grid):
         raise NotImplementedError("use Message(...)")
 
 
-def _what_is_asked(message: Message) -> Any:
-    config = message.content.get(messages.CONFIG) if message.has_content() else None
-    return message.metadata.message_type, repr(sorted(config.items())) if config else ""
-
-
-def quicken(grid: Grid, fleet: Fleet) -> None:
+def quicken(grid: Grid, fleet: Fleet, patience: float) -> None:
     """Make Flower's gRPC grid fit for short rounds, and refuse replies that hold more than such a fleet can send.
 
     A reply is announced before its objects have come; Flower then waits a second, we a hundredth. The waiting times
-    are bound where its function is defined, so the function is what has to be replaced.
+    are bound where its function is defined, so the function is what has to be replaced. ``patience`` is how many
+    seconds after the announcement they may come: a sender that died in between stays silent. Objects come over a
+    connection of their own, which takes none that is too large: its size is known before its bytes are.
     """
     if isinstance(grid, LocalGrid):
         return
     # Here and not above: a database's library comes with it, two seconds that the local engine need not wait.
+    from flwr.proto.runtime_pb2_grpc import RuntimeStub
+    from flwr.supercore.grpc import create_channel
     from flwr.supercore.inflatable import inflatable_utils
-    from flwr.superlink.grid import grpc_grid
+    from flwr.supercore.interceptors import RuntimeTokenClientInterceptor, RuntimeVersionClientInterceptor
+    from flwr.supercore.retry import wrap_stub
+    from flwr.superlink.grid import GrpcGrid, grpc_grid
 
     limit = sum(4 * rows.shape[1] for rows in exchangeable(fleet).values()) + _WORDS
 
@@ -114,14 +115,26 @@ def quicken(grid: Grid, fleet: Fleet) -> None:
 
         def bounded(name: str) -> bytes:
             nonlocal came
-            found = pull_object_fn(name)
-            came += len(found)
+            try:
+                found = pull_object_fn(name)
+            except grpc.RpcError as error:
+                if cast(grpc.Call, error).code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise
+                came = limit + 1
+            else:
+                came += len(found)
             if came > limit:
                 raise inflatable_utils.ObjectPullError(name, f"{OVERSIZED}: more than {limit:,} bytes")
             return found
 
         return inflatable_utils.pull_objects(
-            object_ids, bounded, initial_backoff=0.01, backoff_cap=0.2, max_time=_OBJECTS_S
+            object_ids, bounded, initial_backoff=0.01, backoff_cap=0.2, max_time=patience
         )
 
     grpc_grid.pull_objects = pull  # type: ignore[assignment,attr-defined]
+    if isinstance(grid, GrpcGrid):
+        badges = [RuntimeVersionClientInterceptor("flwr-serverapp"), RuntimeTokenClientInterceptor(grid._token)]
+        channel = create_channel(grid._addr, grid._insecure, grid._cert, limit, badges)
+        objects = RuntimeStub(channel)
+        wrap_stub(objects, grid._retry_invoker)
+        grid._stub.PullObject = objects.PullObject

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.app import ArrayRecord, MessageType, RecordDict
+from flwr.app import MessageType, RecordDict
 
 from strategies import messages
 from strategies.messages import Judged, Trained
@@ -65,10 +65,7 @@ class Ledger:
     def sent(self, kind: str, contents: Mapping[int, RecordDict]) -> None:
         """Bytes of weights on their way to agents; those for judging are counted apart."""
         for agent, content in contents.items():
-            arrays = content.get(messages.ARRAYS)
-            sizes = (
-                {name: 4 * array.shape[0] for name, array in arrays.items()} if isinstance(arrays, ArrayRecord) else {}
-            )
+            sizes = messages.arrays(content)
             if kind == MessageType.TRAIN:
                 self._counts["bytes_down"][agent] += sum(sizes.values())
                 self._add("down", sizes)

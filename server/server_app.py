@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     if not where or not directory.conf.exists():
         directory = RunDirectory.create(directory.path, nested(config))
     try:
-        quicken(grid, session.fleet)
+        quicken(grid, session.fleet, min(config.federation.deadline_s, 30.0))
         federate(config, grid, directory, session, stop=directory.stop_asked)
     except (Mistake, Failure, OSError) as error:
         # Whoever submitted the run looks here: what Flower reports of an error is cut short.

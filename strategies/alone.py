@@ -18,7 +18,7 @@ class Alone(Federation):
     personal = True
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        return dict.fromkeys(agents, self.order(number, None, extra))
+        return dict.fromkeys(agents, self.order(number, {}, extra))
 
     def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, RecordDict())

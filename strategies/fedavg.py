@@ -7,7 +7,7 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common import log
 from numpy.typing import NDArray
 
@@ -42,13 +42,13 @@ class FedAvg(Federation):
             name: np.array(row, np.float64 if name.startswith(messages.MOMENTS) else np.float32)
             for name, row in start.items()
         }
-        self._packed: ArrayRecord | None = None
+        self._packed: dict[str, bytes] = {}
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        return dict.fromkeys(agents, self.order(number, self.arrays(), extra))
+        return dict.fromkeys(agents, self.order(number, self._entries(), extra))
 
     def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
-        return dict.fromkeys(agents, messages.content(self.arrays()))
+        return dict.fromkeys(agents, messages.content(self._entries()))
 
     def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         weights = np.array([reply.updates for reply in replies])
@@ -71,7 +71,7 @@ class FedAvg(Federation):
                 kept[reply.agent] = int(k in verdict.kept)
             notes[f"kept.{name}"] = kept
             notes |= {f"{key}.{name}": value for key, value in verdict.notes.items()}
-        self._packed = None
+        self._packed = {}
         return notes
 
     def learned(self) -> Arrays:
@@ -89,14 +89,15 @@ class FedAvg(Federation):
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         for name, row in self.rows.items():
             adopt(row, state, name)
-        self._packed = None
+        self._packed = {}
 
     def arrays(self) -> ArrayRecord:
-        if self._packed is None:
-            self._packed = messages.pack(self.rows)
-        return self._packed
+        return ArrayRecord({name: Array(row) for name, row in self.rows.items()})
 
     def adopt(self, arrays: ArrayRecord) -> None:
-        if arrays is not self._packed:
-            self.rows = {name: arrays[name].numpy().astype(row.dtype) for name, row in self.rows.items()}
-            self._packed = None
+        self.rows = {name: arrays[name].numpy().astype(row.dtype) for name, row in self.rows.items()}
+        self._packed = {}
+
+    def _entries(self) -> dict[str, bytes]:
+        self._packed = self._packed or messages.pack(self.rows)
+        return self._packed

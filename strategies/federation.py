@@ -91,13 +91,13 @@ class Federation(Strategy):
         """A reply to an order, or a refusal by name."""
         return messages.trained(message, self.widths, self.layout)
 
-    def order(self, number: int, arrays: ArrayRecord | None, extra: Config) -> RecordDict:
+    def order(self, number: int, arrays: Config, extra: Config) -> RecordDict:
         """The content of a train message: these weights, this much work, send the same parts back.
 
         ``extra`` goes over it, as for a strategy that wants other work or gradients.
         """
-        usual: Any = {"round": number, "work": self.work, "layout": self.layout, "exchange": "weights"}
-        return messages.content(arrays, ConfigRecord({**usual, "parts": list(self.widths), **extra}))
+        usual = {"round": number, "work": self.work, "layout": self.layout, "exchange": "weights"}
+        return messages.content(arrays, usual, {"parts": list(self.widths)}, extra)
 
     # Flower's own loop ------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from core.config import option
@@ -64,10 +64,10 @@ class FedPG(Federation):
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
         asked = {**extra, "work": self.config.batch(self.seed, number), "exchange": "gradients"}
-        return dict.fromkeys(agents, self.order(number, self.arrays(), asked))
+        return dict.fromkeys(agents, self.order(number, self._entries(), asked))
 
     def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
-        return dict.fromkeys(agents, messages.content(self.arrays()))
+        return dict.fromkeys(agents, messages.content(self._entries()))
 
     def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         batch = self.config.batch(self.seed, number)
@@ -115,10 +115,13 @@ class FedPG(Federation):
         self.learner.load_state(state, "server.")
 
     def arrays(self) -> ArrayRecord:
-        return messages.pack({"policy": self.learner.policy[0]})
+        return ArrayRecord({"policy": Array(self.learner.policy[0])})
 
     def adopt(self, arrays: ArrayRecord) -> None:
         self.learner.policy[0] = arrays["policy"].numpy()
+
+    def _entries(self) -> dict[str, bytes]:
+        return messages.pack({"policy": self.learner.policy[0]})
 
     def _judge(self, rows: F32, weights: NDArray[np.float64], batch: int) -> tuple[Verdict | None, dict[str, Any]]:
         """One gradient of many, or nothing when nobody can be trusted."""

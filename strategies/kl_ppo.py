@@ -13,7 +13,7 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common import log
 from numpy.typing import NDArray
 
@@ -89,12 +89,10 @@ class KLPPO(Federation):
         shared = messages.pack({OBSERVATIONS: self.moments.astype(np.float32)}) if self.moments.size else {}
         found = {}
         for k in agents:
-            weights: dict[str, Any] = self._weights(k, usable) if theirs else {}
-            arrays = {name: theirs[name] for name in weights} | (dict(shared) if self.linked[k] else {})
-            found[k] = self.order(number, ArrayRecord(arrays), {**extra, "parts": list(self._sends(k))})
-            # Not in the config: agents whose configs are alike are trained in one step.
-            if weights:
-                found[k][messages.METRICS] = MetricRecord(weights)
+            weights = self._weights(k, usable) if theirs else {}
+            arrays = {messages.ARRAY + name: theirs[messages.ARRAY + name] for name in weights}
+            arrays |= shared if self.linked[k] else {}
+            found[k] = self.order(number, arrays, {**extra, **weights, "parts": list(self._sends(k))})
         return found
 
     def read(self, message: Message) -> Trained:
@@ -144,11 +142,11 @@ class KLPPO(Federation):
         """Whose policy is there, and not too old for this round."""
         return (self.since > 0) & (number - 1 - self.since <= self.config.max_age)
 
-    def _packed(self, usable: Bools) -> dict[str, Array]:
-        """What may be handed out, by its name in a message; every policy is packed once, whoever gets it."""
+    def _packed(self, usable: Bools) -> dict[str, bytes]:
+        """What may be handed out, by its entry in a message; every policy is packed once, whoever gets it."""
         members = np.flatnonzero(usable & self.heard)
         singly = self.config.watch or not self.star
-        found = dict(messages.pack({messages.NEIGHBOUR + str(j): self.policies[j] for j in members if singly}))
+        found = messages.pack({messages.NEIGHBOUR + str(j): self.policies[j] for j in members if singly})
         if self.star and len(members):
             try:
                 verdict = self.rule(self.policies[members], np.ones(len(members)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from gymnasium import spaces
 
 from cli.node import node
@@ -76,11 +76,11 @@ def order(session: Session, number: int = 1, exchange: str = "gradients", node: 
         "round": number, "work": 2, "layout": answers.layout(session), "exchange": exchange, "parts": ["policy"],
         "settle": False, "save": False,
     }  # fmt: skip
-    return Message(messages.content(messages.pack({"policy": fresh}), ConfigRecord(said)), node, MessageType.TRAIN)
+    return Message(messages.content(messages.pack({"policy": fresh}), said), node, MessageType.TRAIN)
 
 
 def row(content: RecordDict) -> np.ndarray:
-    return content["arrays"]["policy"].numpy()
+    return np.frombuffer(messages.entries(content)["array.policy"], np.float32)
 
 
 def train(session: Session, number: int = 1, exchange: str = "gradients") -> list[np.ndarray]:
@@ -456,7 +456,7 @@ def test_a_party_that_is_silent_says_so_to_its_node_only(tmp_path: Path) -> None
     with pytest.raises(Silence):
         party.answer(order(party.session))
     described = party.answer(Message(RecordDict(), 1, MessageType.QUERY))
-    assert described["config"]["attack-free"] is False
+    assert described["fedrl"]["attack-free"] is False
     late = Party(1, flatten(run_config(attack={"delay-s": 0.2})), "run", tmp_path, "delay")
     begun = time.monotonic()
     late.answer(order(late.session))
@@ -467,7 +467,7 @@ def test_agents_say_whether_they_ever_attack() -> None:
     session = Session(run_config("none,zero@50", byzantine=2))
     asked = Message(RecordDict(), 1, MessageType.QUERY)
     said = answers.answer(session, [(k, asked) for k in range(5)])
-    assert [reply.content["config"]["attack-free"] for reply in said] == [True] * 3 + [False] * 2
+    assert [reply.content["fedrl"]["attack-free"] for reply in said] == [True] * 3 + [False] * 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord
+from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
 from client import digest
@@ -52,11 +52,11 @@ class Scripted(Grid):
         agent, script = self.nodes[node]
         kind, delay = message.metadata.message_type, 0.0
         if kind == MessageType.QUERY:
-            who = ConfigRecord({"party": agent, "layout": self.layout, "app": self.app})
-            reply = Message(messages.content(config=who), reply_to=message)
+            who = {"party": agent, "layout": self.layout, "app": self.app}
+            reply = Message(messages.content(who), reply_to=message)
         elif kind == MessageType.EVALUATE:
-            judged = MetricRecord({"party": agent, "return": float(agent)})
-            reply = Message(messages.content(metrics=judged), reply_to=message)
+            judged = {"party": agent, "return": float(agent)}
+            reply = Message(messages.content(judged), reply_to=message)
         else:
             number = messages.order(message).round
             self.trained.append((number, agent))
@@ -81,8 +81,8 @@ class Scripted(Grid):
             said[1] += 1
         elif what == "other-name":
             said[0] += 1
-        arrays = messages.pack({"policy": row}) if what != "empty" else ArrayRecord()
-        return Message(messages.content(arrays, metrics=messages.account(said, [0, 0, 0], {})), reply_to=message)
+        arrays = messages.pack({"policy": row}) if what != "empty" else {}
+        return Message(messages.content(arrays, messages.account(said, [0, 0, 0], {})), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         now = time.monotonic()

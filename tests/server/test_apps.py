@@ -119,7 +119,7 @@ def test_an_unknown_part_and_a_node_without_number_are_refused(config: dict[str,
 def test_a_party_says_who_it_is(config: dict[str, Any]) -> None:
     here = Here(2, config)
     (answer,) = here.send_and_receive([Message(RecordDict(), 101, MessageType.QUERY)])
-    who = answer.content.config_records["config"]
+    who = answer.content.config_records["fedrl"]
     assert (who["party"], who["algorithm"], who["world"]) == (1, "ppo", "CartPole-v1")
     assert who["width.policy"] == 4 * 8 + 8 + 8 * 2 + 2
 

@@ -312,7 +312,7 @@ ROGUE = """
 import sys
 from pathlib import Path
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
+from flwr.app import Message, MessageType
 from client.fleet_link import Address
 from client.node import Node
 from client.party import Party, run_name
@@ -324,10 +324,10 @@ class Rogue(Party):
     def answer(self, message, keep=False):
         found = super().answer(message, keep)
         if message.metadata.message_type == MessageType.TRAIN:
-            row = found["arrays"]["policy"].numpy()
+            said = messages.entries(found)
+            row = np.frombuffer(said["array.policy"], np.float32)
             wrong = {"huge": np.zeros(50_000_000, np.float32), "nan": row * np.nan, "wide": np.append(row, row)}
-            old = {name: array.numpy() for name, array in found["arrays"].items()}
-            found["arrays"] = messages.pack(old | {"policy": wrong[next(self.lies)]})
+            return messages.content(said, messages.pack({"policy": wrong[next(self.lies)]}))
         return found
 
 Node(Address(sys.argv[1], True, None, 2**28), [2], Rogue, run_name, Path(sys.argv[2]), [],
@@ -335,8 +335,14 @@ Node(Address(sys.argv[1], True, None, 2**28), [2], Rogue, run_name, Path(sys.arg
 """
 
 
-def test_replies_of_200_mb_with_nan_and_of_another_layout_are_refused_by_name(federation: Any, tmp_path: Path) -> None:
-    run, link, node, submit, started = federation
+@pytest.fixture
+def patient(conf: Path, tmp_path: Path) -> Iterator[Any]:
+    with federating(conf, tmp_path, "federation.deadline-s=30") as found:
+        yield found
+
+
+def test_replies_of_200_mb_with_nan_and_of_another_layout_are_refused_by_name(patient: Any, tmp_path: Path) -> None:
+    run, link, node, submit, started = patient
     honest = [node(agent) for agent in range(2)]
     script = tmp_path / "rogue.py"
     script.write_text(textwrap.dedent(ROGUE))

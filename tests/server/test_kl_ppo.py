@@ -200,7 +200,7 @@ class Silent(Here):
         self.lost = getattr(self, "lost", set())
         for name, message in zip(names, asked, strict=True):
             kind, node = message.metadata.message_type, message.metadata.dst_node_id
-            if kind == MessageType.TRAIN and node == 101 and 1 < message.content["config"]["round"] < 6:
+            if kind == MessageType.TRAIN and node == 101 and 1 < message.content["fedrl"]["round"] < 6:
                 self.lost.add(name)
         return names
 

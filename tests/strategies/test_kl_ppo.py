@@ -47,12 +47,13 @@ def sent(one: KLPPO, number: int) -> dict[int, dict[str, tuple[list[float], floa
     """What each agent is handed in a round: by name the policy and its weight."""
     found = {}
     for k, content in one.orders(number, range(one.agents), EXTRA).items():
-        arrays = content.get(messages.ARRAYS, {})
+        names = [name for name in messages.arrays(content) if name.startswith(messages.NEIGHBOUR)]
         message = Message(content, 1, MessageType.TRAIN)
         weights = messages.neighbours(message)
-        assert set(weights) == {name for name in arrays if name.startswith(messages.NEIGHBOUR)}
+        assert set(weights) == set(names)
+        arrays = messages.unpack(message, dict.fromkeys(messages.arrays(content), WIDTH)) if names else {}
         found[k] = {
-            name.removeprefix("neighbour."): (arrays[name].numpy().tolist(), round(weight, 6))
+            name.removeprefix("neighbour."): (arrays[name].tolist(), round(weight, 6))
             for name, weight in weights.items()
         }
     return found
@@ -86,15 +87,16 @@ def test_agents_whose_orders_differ_by_their_neighbours_alone_are_asked_the_same
     """The local engine trains those whose configs are alike in one step."""
     one = strategy(4, "ring")
     play(one, 1, range(4))
-    configs = [dict(content[messages.CONFIG]) for content in one.orders(2, range(4), EXTRA).values()]
-    assert all(config == configs[0] for config in configs)
+    questions = [messages.question(content) for content in one.orders(2, range(4), EXTRA).values()]
+    assert all(question == questions[0] for question in questions)
+    assert messages.question(one.orders(3, [0], EXTRA)[0]) != questions[0]
 
 
 def answered(agent: int, parts: dict[str, np.ndarray]) -> Message:
     order = Message(RecordDict(), 100 + agent, MessageType.TRAIN)
     order.metadata.__dict__["_message_id"] = "1"
     said = messages.account([agent, LAYOUT, 10, 10, 1], [0, 0, 0], {})
-    return Message(messages.content(messages.pack(parts), metrics=said), reply_to=order)
+    return Message(messages.content(messages.pack(parts), said), reply_to=order)
 
 
 def test_a_reply_holds_a_policy_if_somebody_listens_and_nothing_otherwise() -> None:
@@ -166,8 +168,8 @@ def test_moments_are_added_up_over_who_is_linked() -> None:
     seen = [2.0, 1.0, 0.5]  # two observations of mean 1
     one.combine(1, [reply(0, policy=policy(0, 1), moments_observations=seen), reply(3, moments_observations=seen)])
     content = one.orders(2, [3, 4], EXTRA)
-    np.testing.assert_allclose(content[3][messages.ARRAYS]["moments.observations"].numpy(), [4, 1, 1])
-    assert messages.ARRAYS not in content[4]
+    np.testing.assert_allclose(np.frombuffer(content[3]["fedrl"]["array.moments.observations"], "<f4"), [4, 1, 1])
+    assert messages.arrays(content[4]) == {}
 
 
 def test_it_goes_on_where_it_was_saved() -> None:
