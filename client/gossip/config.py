@@ -13,7 +13,7 @@ class GossipConfig:
     """Gossip: who sends to whom; and the rounds of DecByzPG."""
 
     topology: str = option(
-        "exponential",
+        "complete",
         f"Who sends to whom: {', '.join(NAMES)}; JSON, or a file that holds it (docs/gossip.md).",
     )
     degree: int = option(4, "Neighbours of every peer: of regular ones, and of random ones in each round.", low=1)

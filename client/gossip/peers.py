@@ -95,6 +95,11 @@ class Gossip(Peers):
     ROWS: ClassVar[tuple[str, ...]] = ("x", "y")
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium) -> None:
+        if config.federation.rule != "auto" or config.federation.byzantine:
+            raise Mistake(
+                f"{config.strategy} adds up what comes, whoever sent it: 'federation.rule' and 'federation.byzantine' "
+                "are for strategies that survive liars, here dec-byz-pg"
+            )
         super().__init__(config, session, medium)
         self.x, self.y = self.weights, np.ones(len(session.numbers))
 
@@ -180,6 +185,10 @@ class DecByzPG(Peers):
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium) -> None:
         _gradients(config)
+        if config.gossip.topology != "complete":
+            raise Mistake(
+                f"in dec-byz-pg all hear all: 'gossip.topology' is complete then, not {config.gossip.topology}"
+            )
         super().__init__(config, session, medium)
         rules = config.federation
         if rules.rule == "auto":
