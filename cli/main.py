@@ -19,6 +19,7 @@ from cli.demo import demo
 from cli.doctor import doctor
 from cli.look import evaluate, plot, table
 from cli.node import check_address, node
+from cli.peer import peer
 from cli.screen import Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
@@ -33,6 +34,7 @@ app.command("eval")(evaluate)
 app.command()(plot)
 app.command()(table)
 app.command()(node)
+app.command()(peer)
 app.command()(certs)
 app.command()(sweep)
 app.command()(demo)
@@ -44,7 +46,7 @@ def run(
     conf: Annotated[Path | None, typer.Argument(help="A TOML file; `fedrl conf` lists its keys.")] = None,
     settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="The run's seed; the conf's otherwise.")] = None,
-    engine: Annotated[str | None, typer.Option(help="local, ray or grpc; the conf's otherwise.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local, ray, grpc or gossip; the conf's otherwise.")] = None,
     nodes: Annotated[int, typer.Option(help="With grpc: processes that share the agents; one each otherwise.")] = 0,
     superlink: Annotated[
         str, typer.Option(help="Submit the run to this SuperLink (HOST:PORT of its control API, 9093 as a rule).")

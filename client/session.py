@@ -69,8 +69,9 @@ class RunConfig(PartyConfig):
     )
     engine: str = option(
         "local",
-        "Where agents run: local, all in this process; ray, Flower's simulation; grpc, nodes behind a SuperLink.",
-        choices=("local", "ray", "grpc"),
+        "Where agents run: local, all in this process; ray, Flower's simulation; grpc, nodes behind a SuperLink; "
+        "gossip, peers without a server, a process each.",
+        choices=("local", "ray", "grpc", "gossip"),
     )
     rounds: int = option(0, "Rounds after which the run ends; 0: only 'steps' counts.", low=0)
     steps: int = option(100_000, "Environment steps of each agent after which it ends; 0: only 'rounds' counts.", low=0)

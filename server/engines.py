@@ -1,24 +1,29 @@
-"""Where a run happens: in this process, in Flower's simulation, or behind a SuperLink with nodes of ours."""
+"""Where a run happens: here, in Flower's simulation, behind a SuperLink with nodes of ours, among peers."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
+
+import tomli_w
 
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import gossip, network
 from client.party import ABOUT_THE_RUN
 from client.session import RunConfig, Session
-from core.config import flatten
+from core.config import flatten, nested
 from core.errors import Failure, Mistake
 from runs import figures
 from runs.directory import RunDirectory
+from runs.peers import Together
 from server.control import Control, Status
 from server.federate import check, federate
 from server.grids import LocalGrid
@@ -28,6 +33,7 @@ Record = dict[str, Any]
 Tell = Callable[[Record], None]
 Stop = Callable[[], bool]
 Say = Callable[[str], None]
+ENDED_EARLY = 130  # the exit code of a process that was asked to stop
 
 
 def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
@@ -45,7 +51,7 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
         raise Mistake(
             f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
         )
-    session = Session(config, None if config.engine == "local" else [0])
+    session = Session(config, None if config.engine in ("local", "gossip") else [0])
     check(config, session)
     return session
 
@@ -60,6 +66,8 @@ def run(
     ``superlink`` is the control API of one that serves already; otherwise the engine grpc starts its own.
     """
     directory.go_on()
+    if config.engine == "gossip":
+        return run_gossip(config, directory, tell, say, stop)
     if config.strategy in STRATEGIES:
         return gossip(config, session, network(config, session), directory, tell, stop)
     if config.engine == "local":
@@ -154,6 +162,46 @@ def _submit(
     finished = bool(records) and config.over(records[-1]["round"], records[-1]["steps"])
     found = figures.summary(records) | over_rounds(records)
     return found | {"run_dir": str(directory.path), "interrupted": not finished}
+
+
+def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop) -> Record:
+    """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run."""
+    from server.launch import free_port, processes, running, send, start_peer
+
+    place = directory.path.resolve()
+    if not config.gossip.roster:
+        here = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
+        config = replace(config, gossip=replace(config.gossip, roster=here))
+    conf = place / "peers.toml"
+    conf.write_text(tomli_w.dumps(nested(config)))
+    together, asked, quiet = Together(directory, config.agents), False, dict[int, int]()
+    with processes() as started:
+        for peer in range(config.agents):
+            started.append(start_peer(conf, peer, place / "peers" / str(peer), place / "logs" / f"peer-{peer}.log"))
+        while True:
+            working = [process.poll() is None for process in started]
+            for record in together.news(working):
+                tell(record)
+            for peer, part in enumerate(together.parts):
+                for words in part.notes()[quiet.get(peer, 0) :]:
+                    quiet[peer] = quiet.get(peer, 0) + 1
+                    say(f"peer {peer}: {words}")
+            if stop() and not asked:
+                send(running(started), signal.SIGTERM)
+                asked = True
+            if not any(working):
+                break
+            time.sleep(0.1)
+        failed = [peer for peer, process in enumerate(started) if process.returncode not in (0, ENDED_EARLY)]
+    records = directory.read_metrics()
+    if failed and (len(failed) == config.agents or not records):
+        log = place / "logs" / f"peer-{failed[0]}.log"
+        last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise Failure(f"peer {failed[0]} has failed: {last} (its log: {log})")
+    if without := together.save_weights():
+        say(f"no weights of peer {', '.join(map(str, without))}: those of the others lie in {place / 'peers'}")
+    finished = bool(records) and config.over(records[-1]["round"], records[-1]["steps"])
+    return figures.summary(records) | {"run_dir": str(directory.path), "interrupted": not finished}
 
 
 def _follow(

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from agents.policy_gradient import PolicyGradientFleet
 from client.answers import exchangeable, layout
+from client.gossip.peer import countable
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import check as check_peers
+from client.gossip.run import network
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
@@ -43,11 +45,17 @@ def check(config: RunConfig, session: Session) -> None:
     if not config.rounds and not config.steps:
         raise Mistake("the run would never end: give 'rounds' or 'steps'")
     if config.strategy in STRATEGIES:
-        if config.engine != "local":
-            raise Mistake(f"the engine '{config.engine}' has a server, and {config.strategy} needs none: take local")
+        if config.engine == "gossip":
+            countable(config)
+        elif config.engine != "local":
+            raise Mistake(
+                f"the engine '{config.engine}' has a server, and {config.strategy} needs none: take local or gossip"
+            )
         _pulled_by_nobody(config)
-        check_peers(config, session)
+        check_peers(config, session, network(config, session))
         return
+    if config.engine == "gossip":
+        raise Mistake(f"the engine gossip has no server, and {config.strategy} needs one: take local, ray or grpc")
     if config.strategy == "alone" and config.engine != "local":
         raise Mistake(
             f"the engine '{config.engine}' is for agents that learn together: set strategy (such as fedavg), "

@@ -111,6 +111,12 @@ def start_node(
     return spawn(words, log, QUIET, Path(__file__).parents[1])
 
 
+def start_peer(conf: Path, number: int, directory: Path, log: Path) -> Popen[bytes]:
+    """A peer of a network without a server."""
+    words = [sys.executable, "-m", "cli.main", "peer", str(conf), "--id", str(number), "--out", str(directory)]
+    return spawn(words, log, QUIET, Path(__file__).parents[1])
+
+
 @contextmanager
 def processes() -> Iterator[list[Popen[bytes]]]:
     """Stops every process that was put into the list, and the workers that it left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from client.gossip.topology import NAMES, spelled
 from core.config import option
@@ -10,7 +11,7 @@ from core.config import option
 
 @dataclass(frozen=True)
 class GossipConfig:
-    """Gossip: who sends to whom; and the rounds of DecByzPG."""
+    """Gossip: who sends to whom; the rounds of DecByzPG; and peers that are processes."""
 
     topology: str = option(
         "complete",
@@ -23,6 +24,19 @@ class GossipConfig:
     small: int = option(4, "dec-byz-pg: trajectories in a small round, which corrects the last direction.", low=1)
     agreed: float = option(1e-5, "dec-byz-pg: weights that are so near to each other are agreed on.", above=0)
     turns: int = option(20, "dec-byz-pg: times that peers tell their weights to agree on them, at most.", low=1)
+    roster: dict[str, Any] = option(
+        {}, 'Peers that are processes: where each of them is reached, as 0 = "HOST:PORT", 1 = ...'
+    )
+    certificates: str = option(
+        "", "The folder with ca.pem, peer-K.pem and peer-K.key (fedrl certs); none: plain text, on loopback only."
+    )
+    deadline_s: float = option(10.0, "Seconds that a peer waits for what others send in a turn.", above=0)
+    dead_s: float = option(5.0, "Seconds without a sign of life after which a peer counts as dead.", above=0)
+    beat_s: float = option(1.0, "Seconds between greetings, by which peers see that the others live.", above=0)
+    call_s: float = option(5.0, "Seconds that one call to another peer may take.", above=0)
+    start_s: float = option(60.0, "Seconds that a peer waits at its start for the others to be there.", above=0)
+    end_s: float = option(60.0, "Seconds that a peer waits at its end for the others to have finished.", above=0)
+    largest: float = option(1e6, "A vector with a larger number than this is refused as huge.", above=0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "topology", spelled(self.topology))

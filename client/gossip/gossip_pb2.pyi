@@ -25,6 +25,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_STALE: _ClassVar[Status]
     STATUS_LATE: _ClassVar[Status]
     STATUS_GIVEN_UP: _ClassVar[Status]
+    STATUS_NOTHING: _ClassVar[Status]
     STATUS_MALFORMED: _ClassVar[Status]
     STATUS_WRONG_VERSION: _ClassVar[Status]
     STATUS_WRONG_RUN: _ClassVar[Status]
@@ -38,7 +39,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_HUGE: _ClassVar[Status]
     STATUS_BAD_WEIGHT: _ClassVar[Status]
     STATUS_OUT_OF_ORDER: _ClassVar[Status]
-    STATUS_NOTHING: _ClassVar[Status]
+    STATUS_NO_CERTIFICATE: _ClassVar[Status]
 STATE_UNSPECIFIED: State
 STATE_WAITING: State
 STATE_LEARNING: State
@@ -53,6 +54,7 @@ STATUS_UNKNOWN: Status
 STATUS_STALE: Status
 STATUS_LATE: Status
 STATUS_GIVEN_UP: Status
+STATUS_NOTHING: Status
 STATUS_MALFORMED: Status
 STATUS_WRONG_VERSION: Status
 STATUS_WRONG_RUN: Status
@@ -66,7 +68,7 @@ STATUS_NOT_FINITE: Status
 STATUS_HUGE: Status
 STATUS_BAD_WEIGHT: Status
 STATUS_OUT_OF_ORDER: Status
-STATUS_NOTHING: Status
+STATUS_NO_CERTIFICATE: Status
 
 class Envelope(_message.Message):
     __slots__ = ("version", "run", "sender", "incarnation", "recipient", "recipient_incarnation", "round")

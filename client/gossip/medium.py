@@ -59,6 +59,17 @@ class Medium(Protocol):
         nothing. A liar hears itself say the truth.
         """
 
+    def join(self, number: int) -> tuple[int, F32 | None]:
+        """Wait for the others, when ``number`` rounds are done here. Those who are at work already are caught up with:
+        how many rounds they have done, and what they have learned (rows, d)."""
+
+    def next(self, number: int, weights: F32) -> int:
+        """The round to do now: ``number``, or a later one where the others are far ahead. ``weights`` (rows, d) is what
+        is told to who comes late."""
+
+    def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
+        """The run is over here: what is still on its way to others is handed over, what comes from them added up."""
+
     def counts(self) -> dict[str, list[int]]:
         """What it cost since the last call, per row: ``bytes_up``, ``bytes_down``, ``missed``, ``refused``, ``late``,
         ...

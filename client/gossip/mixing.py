@@ -147,6 +147,17 @@ class Network:
         for name, ends in (("bytes_up", links.senders), ("bytes_down", links.receivers)):
             self._counts[name] += nbytes * np.bincount(ends[away], minlength=self.network)
 
+    def join(self, number: int) -> tuple[int, F32 | None]:
+        """All are here."""
+        return number, None
+
+    def next(self, number: int, weights: F32) -> int:
+        return number
+
+    def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
+        """Nothing is on its way."""
+        return x, y
+
     def counts(self) -> dict[str, list[int]]:
         found = {name: row.tolist() for name, row in self._counts.items()}
         self._counts = {name: np.zeros(self.network, np.int64) for name in _COUNTED}

@@ -54,6 +54,11 @@ class Peers(Rows):
         """Begin anew from what neighbours have: (rows, d)."""
         self.load(weights)
 
+    def finish(self) -> None:
+        """The last round is over: take in what was still on its way."""
+        nothing_left = np.zeros(len(self.session.numbers))
+        self.medium.finish(self.weights[:, :0], nothing_left)
+
     @property
     def weights(self) -> F32:
         """The exchanged parts of every agent in one row (rows, d), as a copy."""
@@ -110,7 +115,7 @@ class Gossip(Peers):
         lies = self._lies(number, self.x, came, "")
         with _timing(notes):
             self.x[...], self.y[...] = self.medium.mix(number, self.x, self.y, lies)
-        self.load((self.x / self.y[:, None]).astype(np.float32))
+        self._debias()
         return report, notes
 
     def _learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
@@ -119,6 +124,13 @@ class Gossip(Peers):
     def join(self, weights: F32) -> None:
         self.load(weights)
         self.x[...], self.y[...] = weights, 1.0
+
+    def finish(self) -> None:
+        self.x[...], self.y[...] = self.medium.finish(self.x, self.y)
+        self._debias()
+
+    def _debias(self) -> None:
+        self.load((self.x / self.y[:, None]).astype(np.float32))
 
 
 class FedPGDec(Gossip):

@@ -28,7 +28,7 @@ Record = dict[str, Any]
 _COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
 
 
-def check(config: RunConfig, session: Session) -> None:
+def check(config: RunConfig, session: Session, medium: Medium) -> None:
     """Refuse what cannot run, before anything starts."""
     if moments := session.fleet.moments:
         raise Mistake(
@@ -39,16 +39,18 @@ def check(config: RunConfig, session: Session) -> None:
     if "delay" in kinds:
         raise Mistake("the attack 'delay' waits on a clock, and here all peers share one: take 'silence'")
     exchanged(config, session.fleet)
-    STRATEGIES[config.strategy](config, session, network(config, session))
+    STRATEGIES[config.strategy](config, session, medium)
+
+
+def topology(config: RunConfig) -> Topology:
+    return Topology(config.gossip.topology, config.agents, config.gossip.degree, config.seed)
 
 
 def network(config: RunConfig, session: Session) -> Network:
     """All peers of a run in this process."""
-    gossip = config.gossip
-    topology = Topology(gossip.topology, config.agents, gossip.degree, config.seed)
-    silent = {"silence"}
     plan = session.plan
-    return Network(topology, lambda number: [k for k in session.numbers if plan.kind(k, number) in silent])
+    silent = {"silence"}
+    return Network(topology(config), lambda number: [k for k in session.numbers if plan.kind(k, number) in silent])
 
 
 def gossip(
@@ -88,8 +90,11 @@ def _gossip(
     trackers = Trackers(directory.path, flatten(config), config.tensorboard, config.wandb, since)
     begun, gained = time.perf_counter() - float(meta.get("wall_s", 0.0)), np.zeros(len(session.numbers), np.int64)
     with closing(trackers):
+        number, weights = medium.join(number)
+        if weights is not None:
+            peers.join(weights)
         while not (config.over(number, session.worlds.steps.tolist()) or stop()):
-            number += 1
+            number = medium.next(number + 1, peers.weights)
             lived = session.worlds.steps.copy()
             last = config.over(number, (lived + gained).tolist())
             judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
@@ -100,6 +105,7 @@ def _gossip(
             trackers.log(record)
             tell(record)
             keeper.after(record)
+        peers.finish()
         keeper.save()
     return figures.summary(directory.read_metrics()) | {
         "run_dir": str(directory.path),
@@ -120,7 +126,12 @@ def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge
     elif not config.evaluate_episodes:
         returns = found["training-return"]
     now = time.perf_counter()
-    record: Record = {"round": number, "return": returns, "steps": session.worlds.steps.tolist()}
+    record: Record = {
+        "round": number,
+        "peers": session.numbers,
+        "return": returns,
+        "steps": session.worlds.steps.tolist(),
+    }
     record |= {"updates": report.updates.tolist()} | found | notes
     if len(session.numbers) == medium.network:
         record["consensus"] = _known(distances(peers.weights))

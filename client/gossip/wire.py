@@ -28,7 +28,10 @@ FLUSH_S = 5.0  # for what is on its way to be answered, when this peer is told t
 
 
 class Wire:
-    """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them."""
+    """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them.
+
+    ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,9 @@ class Wire:
         tls: Tls | None = None,
         say: Callable[[str], None] = lambda words: None,
         stop: Callable[[], bool] = lambda: False,
+        silent: Callable[[int], bool] = lambda number: False,
     ) -> None:
+        self.silent = silent
         self.peers: Sequence[int] = [identity.number]
         self.network, self.topology, self.patience, self.stop = identity.network, topology, patience, stop
         self.here = Here(identity, patience, largest, tls, say)
@@ -96,27 +101,28 @@ class Wire:
                 link.refresh()
                 link.greet_soon()
 
-    def catch_up(self) -> tuple[int, F32] | None:
-        """The round that most others are in, and what they have published, number by number the middle of it.
+    def join(self, number: int) -> tuple[int, F32 | None]:
+        late = self.gather()
+        there, row = self.catch_up() if late else (number, None)
+        self.begin(there, late=late)
+        if late:
+            self.here.say(f"the others are at work: caught up with them after round {there}")
+        return there, None if row is None else row[None]
 
-        So a minority that lies decides nothing. None where nobody has published anything.
+    def catch_up(self) -> tuple[int, F32]:
+        """The round that most others are in, and what they have learned, number by number the middle of it.
+
+        So a minority that lies decides nothing.
         """
         found = [one for one in map(self._read, list(self.links.values())) if one is not None]
         if not found:
-            return None
-        widths = sorted(len(row) for _, row in found)
-        rows = [row for _, row in found if len(row) == widths[len(widths) // 2]]
+            raise Failure(f"peer {self.peers[0]} came late, and nobody told it what was learned so far")
         rounds = sorted(number for number, _ in found)
-        return rounds[(len(rounds) - 1) // 2], np.median(rows, axis=0).astype(np.float32)
+        return rounds[(len(rounds) - 1) // 2], np.median([row for _, row in found], axis=0).astype(np.float32)
 
-    def publish(self, number: int, row: F32) -> None:
-        """What those are told who come late: what was learned after a round."""
+    def next(self, number: int, weights: F32) -> int:
         with self.here.changed:
-            self.here.published = (number, row.astype("<f4"))
-
-    def go_on(self, number: int) -> int:
-        """The round to do next: this one, or that of the others where they are too far ahead to be caught up with."""
-        with self.here.changed:
+            self.here.published = (number - 1, weights[0].astype("<f4"))
             rounds = sorted(link.round for link in self.links.values() if link.there)
         middle = rounds[(len(rounds) - 1) // 2] if rounds else 0
         return middle if middle > number + AHEAD else number
@@ -144,6 +150,8 @@ class Wire:
                 self._until(lambda: all(one.state == finished for one in links if one.there) or self.stop(), end)
             for link in links:
                 link.take_back()
+            if not x.shape[1]:
+                return x, y
             return self._added(x.shape[1], [(self.peers[0], Parcel(here.round, x[0], float(y[0])))], math.inf)
 
     def close(self) -> None:
@@ -160,6 +168,8 @@ class Wire:
         me, deadline = self.peers[0], time.monotonic() + self.patience.deadline
         with self.here.changed:
             self._enter(number)
+            if self.silent(number):
+                return x, y
             links = self.topology.links(number, self._there())
             parts = links.sent_by(me)
             own = {part: share(x[0], part) for part in set(parts.values())}
@@ -190,6 +200,8 @@ class Wire:
                 self._done_with(self._turn[1])
             self._turn = (number, tag, turn)
             for peer, link in self.links.items():
+                if self.silent(number):
+                    break
                 row = vectors[0] if lies is None else lies(peer).get(0, vectors[0])
                 link.put(Parcel(number, row, word=Word(tag, turn, last)), 0.0)
             if last:

@@ -201,7 +201,7 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         def goes(k: int, first: int, last: int) -> None:
             for number in range(first, last + 1):
                 held[k] = net.wires[k].mix(number, *held[k])
-                net.wires[k].publish(number, held[k][0][0] / np.float32(held[k][1][0]))
+                assert net.wires[k].next(number + 1, held[k][0] / np.float32(held[k][1])) == number + 1
 
         together([w.gather for w in wires])
         for wire in wires:
@@ -220,11 +220,9 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         before = live_mass(net, held)
 
         back = net.start(2)
-        assert back.gather(), "the others are at work"
-        number, row = back.catch_up() or (0, X[0])
-        assert number == 22 and np.allclose(row, again[0], atol=1e-4)
-        held[2] = (row[None], np.ones(1))
-        back.begin(number, late=True)
+        number, row = back.join(0)
+        assert number == 22 and row is not None and np.allclose(row[0], again[0], atol=1e-4)
+        held[2] = (row, np.ones(1))
         for wire in net.wires.values():
             deadline = time.monotonic() + 10
             while len(wire._there()) < 4:

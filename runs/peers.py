@@ -1,0 +1,100 @@
+"""Peers leave a directory each; together they are one run, with a row per peer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from core.errors import Failure, Mistake
+from core.rows import Array
+from runs import checkpoints
+from runs.directory import RunDirectory
+
+Record = dict[str, Any]
+# What counts on from round to round: who was away has what it had.
+GOES_ON = ("steps", "trajectories")
+# Rounds that the others may be ahead before a round is told without those that have not come to it.
+PATIENCE = 3
+
+
+def joined(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Record]:
+    """The records of peers as those of one run: lists get an entry per peer, None or 0 where one was away."""
+    known: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for records in runs:
+        for record in records:
+            (peer,) = record["peers"]
+            known.setdefault(record["round"], {})[peer] = record
+    peers = 1 + max((peer for there in known.values() for peer in there), default=-1)
+    found: list[Record] = []
+    for number in sorted(known):
+        found.append(_one(number, known[number], peers, found[-1] if found else {}))
+    return found
+
+
+def _one(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before: Mapping[str, Any]) -> Record:
+    record: Record = {"round": number}
+    names = dict.fromkeys(name for one in there.values() for name in one)
+    for name in names:
+        values = {peer: one[name] for peer, one in there.items() if name in one}
+        some = next(iter(values.values()))
+        if name in ("round", "peers"):
+            continue
+        if isinstance(some, list):
+            away = [0 if isinstance(some[0], int) else None] * peers
+            row = list(before.get(name, away)) if name in GOES_ON else away
+            for peer, value in values.items():
+                row[peer] = value[0]
+            record[name] = row
+        elif isinstance(some, dict):
+            total: dict[str, int] = {}
+            for value in values.values():
+                for reason, count in value.items():
+                    total[reason] = total.get(reason, 0) + count
+            record[name] = total
+        elif name.endswith("_s"):
+            record[name] = max(value for value in values.values() if value is not None)
+        else:
+            record[name] = some
+    return record
+
+
+class Together:
+    """The run of peers that are at work: their rounds are written into its directory as they are done."""
+
+    def __init__(self, directory: RunDirectory, peers: int) -> None:
+        self.directory = directory
+        self.parts = [RunDirectory(directory.path / "peers" / str(peer)) for peer in range(peers)]
+        self.told = max((record["round"] for record in directory.read_metrics()), default=0)
+
+    def news(self, working: Sequence[bool]) -> list[Record]:
+        """The rounds that have been done since by all peers at work, or by the others long ago."""
+        records = [part.read_metrics() if part.metrics.exists() else [] for part in self.parts]
+        rounds = [max((record["round"] for record in one), default=0) for one in records]
+        furthest = max(rounds)
+        last = min((number for number, at_work in zip(rounds, working, strict=True) if at_work), default=furthest)
+        last = max(last, furthest - PATIENCE)
+        if last <= self.told:
+            return []
+        new = [record for record in joined(records) if self.told < record["round"] <= last]
+        for record in new:
+            self.directory.log(record)
+        self.told = last
+        return new
+
+    def save_weights(self) -> list[int]:
+        """The weights of all peers as a row each; returns who left none."""
+        rows: list[dict[str, Array]] = []
+        about: dict[str, Any] = {}
+        without = []
+        for peer, part in enumerate(self.parts):
+            try:
+                learned, about = checkpoints.load(part.weights)
+                rows.append(learned)
+            except (Mistake, Failure):
+                without.append(peer)
+        if rows and not without:
+            learned = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+            checkpoints.save(self.directory.weights, learned, about)
+        return without
