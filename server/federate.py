@@ -17,7 +17,6 @@ from client.answers import exchangeable, layout
 from client.gossip.peer import countable
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import check as check_peers
-from client.gossip.run import network
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
@@ -52,7 +51,7 @@ def check(config: RunConfig, session: Session) -> None:
                 f"the engine '{config.engine}' has a server, and {config.strategy} needs none: take local or gossip"
             )
         _pulled_by_nobody(config)
-        check_peers(config, session, network(config, session))
+        check_peers(config, session)
         return
     if config.engine == "gossip":
         raise Mistake(f"the engine gossip has no server, and {config.strategy} needs one: take local, ray or grpc")

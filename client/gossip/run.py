@@ -28,7 +28,7 @@ Record = dict[str, Any]
 _COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
 
 
-def check(config: RunConfig, session: Session, medium: Medium) -> None:
+def check(config: RunConfig, session: Session, medium: Medium | None = None) -> None:
     """Refuse what cannot run, before anything starts."""
     if moments := session.fleet.moments:
         raise Mistake(
@@ -39,7 +39,7 @@ def check(config: RunConfig, session: Session, medium: Medium) -> None:
     if "delay" in kinds:
         raise Mistake("the attack 'delay' waits on a clock, and here all peers share one: take 'silence'")
     exchanged(config, session.fleet)
-    STRATEGIES[config.strategy](config, session, medium)
+    STRATEGIES[config.strategy](config, session, medium or network(config, session))
 
 
 def topology(config: RunConfig) -> Topology:

@@ -143,7 +143,7 @@ def test_a_sender_that_was_born_again_begins_anew_and_takes_nothing_back() -> No
     assert box.take(piece(2), 1)[0] == pb.STATUS_TAKEN
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(("send", "lose", "answer lost", "old", "take back", "use")), max_size=60))
 def test_whatever_happens_every_share_is_one_sides(story: list[str]) -> None:
     """A sender like client/gossip/link.py: what it holds and what is booked here always add up to what was sent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -78,7 +79,7 @@ def test_a_bad_network_changes_nothing_where_there_is_time(topology: str) -> Non
     """A fifth of the calls lost, repeated, late or out of order: to the bit what a good network brings."""
     X, Y = starts(5, 200)
     faults = Faults(**BAD, longest=0.02, seed=1)
-    with network(topology, 5, 200, replace(QUICK, dead=10.0), faults) as net:
+    with network(topology, 5, 200, QUICK, faults) as net:
         x, y, errors = all_mix(net, X, Y, 12)
         a, b = product(net, X, Y, 12)
         rate = net.topology().rate()
@@ -93,7 +94,7 @@ def test_a_bad_network_changes_nothing_where_there_is_time(topology: str) -> Non
 def test_no_mass_is_lost_or_made_where_there_is_no_time(topology: str) -> None:
     """Deadlines that few shares can keep: rounds go on without them, and they are used when they come."""
     X, Y = starts(4, 200)
-    with network(topology, 4, 200, replace(QUICK, deadline=0.03, dead=10.0), Faults(**BAD, seed=2)) as net:
+    with network(topology, 4, 200, replace(QUICK, deadline=0.03), Faults(**BAD, seed=2)) as net:
         x, y, _ = all_mix(net, X, Y, 25)
         late = sum(wire.counts()["late"][0] for wire in net.wires.values())
     whole(x, y, X)
@@ -194,7 +195,7 @@ def live_mass(net: Net, held: dict[int, tuple[F32, F64]]) -> float:
 
 def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
     X, Y = starts(4, 50)
-    with network("ring", 4, 50, replace(QUICK, deadline=2.0, dead=0.5)) as net:
+    with network("ring", 4, 50, replace(QUICK, dead=0.5)) as net:
         wires = [net.start(k) for k in range(4)]
         held: dict[int, tuple[F32, F64]] = {k: (X[k : k + 1], Y[k : k + 1]) for k in range(4)}
 
@@ -235,37 +236,44 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
 
 
 def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
+    """Each half learns something else while they are apart; then they agree on the middle of all they have learned."""
     X, Y = starts(4, 50)
-    faults = Faults(seed=4)
-    with network("complete", 4, 50, replace(QUICK, deadline=0.3, dead=0.6, beat=0.1), faults) as net:
+    learned = np.repeat(np.float32([[1], [1], [4], [4]]), 50, axis=1)
+    parted = {(i, k) for i in range(4) for k in range(4) if (i < 2) != (k < 2)}
+    faults, meeting = Faults(), threading.Barrier(4, timeout=60)
+    with network("exponential", 4, 50, replace(QUICK, deadline=0.5, dead=0.5, beat=0.1), faults) as net:
         wires = [net.start(k) for k in range(4)]
-        parted = {(i, k) for i in range(4) for k in range(4) if (i < 2) != (k < 2)}
 
-        def goes(wire: Wire) -> tuple[F32, F64, list[F32]]:
+        def goes(wire: Wire) -> tuple[F32, F64, F32, F32]:
             k = wire.peers[0]
-            x, y, found = X[k : k + 1], Y[k : k + 1], []
+            x, y = X[k : k + 1].copy(), Y[k : k + 1]
             wire.gather()
             wire.begin()
             for number in range(1, 61):
-                if number == 5 and k == 0:
+                if number == 5:
+                    meeting.wait()
                     faults.cut |= parted
-                if k == 0 and len(found) == 30:
+                if number == 12:
+                    x += learned[k]
+                if number == 30:
+                    apart = x[0] / y[0]
+                    meeting.wait()
                     faults.cut -= parted
+                    # The others are greeted again, and are there again.
+                    deadline = time.monotonic() + 20
+                    while len(wire._there()) < 4 and time.monotonic() < deadline:
+                        time.sleep(0.02)
                 x, y = wire.mix(number, x, y)
-                found.append(x[0] / y[0])
-                if number > 5:
-                    time.sleep(0.05)
-            x, y = wire.finish(x, y)
-            return x, y, found
+            near = x[0] / y[0]
+            return *wire.finish(x, y), apart, near
 
         done = together([lambda w=w: goes(w) for w in wires])
-    gone = {words for words in net.said if "is gone" in words}
-    assert gone, "both halves noticed"
-    whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
-    apart = np.stack([one[2][28] for one in done])
-    near = np.stack([one[2][-1] for one in done])
-    assert np.ptp(apart[:2], axis=0).max() < 1e-3 and np.ptp(apart[2:], axis=0).max() < 1e-3
-    assert np.ptp(near, axis=0).max() < 1e-3 < np.ptp(apart, axis=0).max()
+    assert {words for words in net.said if "is gone" in words}, "both halves noticed"
+    x, y, apart, near = (np.concatenate([np.atleast_2d(one[at]) for one in done]) for at in range(4))
+    assert np.ptp(apart[:2], axis=0).max() < 0.01 and np.ptp(apart[2:], axis=0).max() < 0.01
+    assert np.ptp(apart, axis=0).min() > 1.0, "the halves have learned different things"
+    assert np.ptp(near, axis=0).max() < 0.01
+    whole(x, y.reshape(-1), X + learned)
 
 
 def test_shares_whose_answers_are_lost_are_given_up_when_they_were_taken_back() -> None:
