@@ -23,6 +23,8 @@ VERSION = 1
 MAX_BYTES = 4 * PIECE + 64 * 1024  # of a message: a piece and what stands around it
 # Statuses from here on are refusals.
 REFUSED = pb.STATUS_MALFORMED
+# What is no refusal, and counted all the same.
+COUNTED = {pb.STATUS_DUPLICATE: "duplicates", pb.STATUS_LATE: "late", pb.STATUS_STALE: "stale", pb.STATUS_HOLD: "held"}
 
 
 def name(status: pb.Status) -> str:
@@ -109,6 +111,13 @@ class Here:
             version=VERSION, run=me.run, sender=me.number, incarnation=me.life, recipient=recipient,
             recipient_incarnation=life, round=self.round,
         )  # fmt: skip
+
+    def count(self, status: pb.Status, sender: int | None = None) -> pb.Status:
+        """Count what became of a message, if it is worth a count."""
+        if status in COUNTED:
+            with self.changed:
+                self.counts[COUNTED[status]] += 1
+        return self.refuse(status, sender) if status >= REFUSED else status
 
     def refuse(self, status: pb.Status, sender: int | None = None) -> pb.Status:
         """Count a refusal; people are told once of each kind and sender."""

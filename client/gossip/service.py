@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from client.gossip import gossip_pb2 as pb
-from client.gossip.here import MAX_BYTES, REFUSED, VERSION, Here
+from client.gossip.here import MAX_BYTES, VERSION, Here
 from client.gossip.inbox import PIECE, Parcel
 from client.gossip.link import Link
 from core.errors import Failure
@@ -23,9 +23,6 @@ SERVICE = "fedrl.gossip.v1.Peer"
 THREADS = 4  # an answer waits for nothing but the lock
 CALLS = 64  # at a time; more are turned away by gRPC
 TAG = 32  # characters of a word's tag
-# What is no refusal, and counted all the same.
-COUNTED = {pb.STATUS_DUPLICATE: "duplicates", pb.STATUS_LATE: "late", pb.STATUS_STALE: "stale", pb.STATUS_HOLD: "held"}
-
 Answer = Callable[[Any, Link | None, pb.Status], Message]
 
 
@@ -82,8 +79,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             except DecodeError:
                 message = kind()
             status, link = self._admitted(message, context)
-            if status >= REFUSED:
-                self.here.refuse(status, link.number if link else None)
+            self.here.count(status, link.number if link else None)
             found: bytes = answer(message, link, status).SerializeToString()
             return found
 
@@ -139,18 +135,13 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
                 if parcel.word is not None and not self.keep(link, parcel):
                     status = pb.STATUS_LATE
                 self.here.changed.notify_all()
-            if status in COUNTED:
-                self.here.counts[COUNTED[status]] += 1
-        if status >= REFUSED:
-            self.here.refuse(status, link.number)
-        return self._receipt(status)
+        return self._receipt(self.here.count(status, link.number))
 
     def _withdraw(self, message: pb.Withdrawal, link: Link | None, status: pb.Status) -> Message:
         if link is not None and status == pb.STATUS_TAKEN:
             with self.here.changed:
                 status = link.inbox.give_up(message.sequence)
-            if status >= REFUSED:
-                self.here.refuse(status, link.number)
+            self.here.count(status, link.number)
         return self._receipt(status)
 
     def _ask(self, message: pb.Question, link: Link | None, status: pb.Status) -> Message:
