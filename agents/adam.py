@@ -1,4 +1,4 @@
-"""Adam as one fused pass over a weight matrix, each row with its own step count."""
+"""Optimisers as one fused pass over a weight matrix: Adam, each row with its own step count, and plain descent."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ class Adam(Rows):
     ) -> None:
         """W goes down G, each active row's gradient scaled by its ``cut``."""
         _adam(W, G, self.m, self.v, self.t, rate, *self.betas, self.epsilon, cut, active)
+
+
+class SGD(Rows):
+    """W goes down G: nothing is remembered, so the mean of many steps is the step of the mean."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        pass
+
+    def step(self, W: F32, G: F32, rate: float, active: Bools | None = None) -> None:
+        rows = slice(None) if active is None else active
+        W[rows] -= np.float32(rate) * G[rows]
 
 
 def norm_cut(max_norm: float, *gradients: F32) -> tuple[F32, F32]:

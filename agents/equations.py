@@ -483,3 +483,10 @@ def action_pull(action: F32, anchor: F32, sigma: float) -> tuple[F32, F32]:
     assert action.shape == anchor.shape, (action.shape, anchor.shape)
     gap, b = action - anchor, action.shape[1]
     return np.einsum("kba,kba->k", gap, gap) / np.float32(2.0 * sigma**2 * b), gap / np.float32(sigma**2 * b)
+
+
+def value_pull(q: F32, anchor: F32) -> tuple[F32, F32]:
+    """L = mean_b (Q1 - Q1_glob)^2 + mean_b (Q2 - Q2_glob)^2.   (K, 2, b) each -> L (K,), dL / dQ (K, 2, b)"""
+    assert q.shape == anchor.shape, (q.shape, anchor.shape)
+    gap, b = q - anchor, q.shape[2]
+    return np.einsum("kjb,kjb->k", gap, gap) / np.float32(b), gap * np.float32(2.0 / b)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -175,16 +175,26 @@ class Fleet(Rows):
         """Actions (K, n[, a]) for observations (K, n, o): explored with the copies' streams, greedy without."""
         raise NotImplementedError
 
+    @property
+    def standing(self) -> NDArray[np.int64]:
+        """Where each agent is in its training: those that stand alike are trained together."""
+        return self.progress
+
     def train(self, work: int) -> Report:
-        """``work`` more units for every agent (``unit`` says which); agents that are not equally far go in groups."""
-        stages = np.unique(self.progress)
-        if len(stages) == 1:
-            return self._train(work)
+        """``work`` more units for every agent (``unit`` says which)."""
+        return self.in_groups(lambda group, rows: group._train(work))
+
+    def in_groups(self, act: Callable[[Any, Any], Report]) -> Report:
+        """Everybody acts, and agents that do not stand alike do it in groups; ``act`` gets a fleet and its rows."""
+        standing = np.unique(self.standing, axis=0)
+        if len(standing) == 1:
+            return act(self, slice(None))
         whole = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
         # Who is in which group is settled first: a group that has trained may stand where another one begins.
-        for rows in [np.flatnonzero(self.progress == stage) for stage in stages]:
+        groups = [(self.standing == stage).reshape(self.agents, -1).all(axis=1) for stage in standing]
+        for rows in map(np.flatnonzero, groups):
             group = self.take(rows)
-            merge(whole, rows, group._train(work), self.agents)
+            merge(whole, rows, act(group, rows), self.agents)
             self.put(rows, group)
         return whole
 
@@ -198,6 +208,21 @@ class Fleet(Rows):
     def measure(self, part: str, work: int) -> tuple[F32, Report]:
         """d loss / d W of a part (K, d) on ``work`` fresh samples, and what measuring it took: a round's work."""
         raise Mistake(f"{type(self).__name__} measures no gradient of '{part}'")
+
+    def train_to(self, part: str, work: int) -> Report:
+        """As ``train``, but the last update pauses where a part is exchanged; training again goes on from there."""
+        raise Mistake(f"{type(self).__name__} does not pause at the exchange of '{part}'")
+
+    def shared(self, part: str) -> F32:
+        """The weights of a part (K, d) that all agents last had in common: those that a round begins with."""
+        return self.parts[part]
+
+    def share(self, part: str, rows: Any) -> None:
+        """Weights of a part that all share have come for these rows."""
+
+    def shared_step(self, part: str, G: F32, rows: Any) -> None:
+        """The step of a part that these rows paused before, down a gradient (d,) that is everybody's."""
+        raise Mistake(f"{type(self).__name__} takes no gradient of '{part}'")
 
     def apply(self, part: str, G: F32) -> None:
         """One step of the part's optimiser down a gradient (K, d), wherever it was measured."""

@@ -1,23 +1,25 @@
 """TD3 (Fujimoto 2018) for K agents: twin critics, target policy smoothing, delayed actor.
 
-Actions are kept in [-1, 1] inside and scaled to the world's range at its door.
+Actions are kept in [-1, 1] inside and scaled to the world's range at its door. An update is critic, actor, targets, in
+this order, and may pause after the critic's or the actor's step: there a federation exchanges that part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents import equations
-from agents.adam import Adam, polyak
+from agents.adam import SGD, Adam, polyak
 from agents.fleet import Fleet, Meter, Report, Worlds, action_range
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
 from core.config import option
+from core.errors import Mistake
 from core.streams import Streams
 
 F32 = NDArray[np.float32]
@@ -28,7 +30,8 @@ class TD3Config:
     """TD3, in environment steps of one agent."""
 
     hidden: tuple[int, ...] = option((256, 256), "Hidden layers of actor and critics.", low=1)
-    learning_rate: float = option(1e-3, "Step size of Adam, for actor and critics.", above=0)
+    optimiser: str = option("adam", "How actor and critics go down their gradients.", choices=("adam", "sgd"))
+    learning_rate: float = option(1e-3, "Step size of the optimiser, for actor and critics.", above=0)
     gamma: float = option(0.99, "Discount.", low=0, high=1)
     tau: float = option(0.005, "Share of the local network that a target takes over at each move.", above=0, high=1)
     batch: int = option(256, "Transitions per update.", low=1)
@@ -44,16 +47,31 @@ class TD3Config:
         "Matrix products in float32, or of factors rounded to bf16: faster with units for it.",
         choices=("float32", "bf16"),
     )
+    pull: str = option(
+        "none",
+        "What holds agents near the last weights that all shared: l2, the squared distance of weights; kl, that of "
+        "actions (over twice the exploration's variance) and of the critics' values on the batch.",
+        choices=("none", "l2", "kl"),
+    )
+    beta_actor: float = option(0.0, "Weight of the pull in the actor's loss.", low=0)
+    beta_critic: float = option(0.0, "Weight of the pull in the critics' loss.", low=0)
+
+    def beta(self, part: str) -> float:
+        """The weight of the pull on a part."""
+        return 0.0 if self.pull == "none" else self.beta_actor if part == "actor" else self.beta_critic
 
 
 class TD3Fleet(Fleet):
     """K TD3 learners. Parts: ``actor``, and ``critic`` (both twins in one row). Work is counted in steps."""
 
     ROWS = (
-        "actor", "critic", "actor_target", "critic_target", "actor_adam", "critic_adam", "replay", "meter", "worlds",
-        "acting", "sampling", "noise", "progress", "updates", "owed",
+        "actor", "critic", "actor_target", "critic_target", "optimisers", "replay", "meter", "worlds",
+        "acting", "sampling", "noise", "progress", "updates", "owed", "drawn", "stage", "anchors",
     )  # fmt: skip
     unit = "steps"
+    spare = ("critic",)
+    # How far the update in progress is when it pauses at the exchange of a part; 0: none is in progress.
+    STAGES: ClassVar[dict[str, int]] = {"critic": 1, "actor": 2}
 
     def __init__(self, config: TD3Config, worlds: Worlds, seeds: Sequence[int]) -> None:
         self.config, self.worlds, self.seeds = config, worlds, seeds
@@ -65,8 +83,8 @@ class TD3Fleet(Fleet):
         self.actor = self.actor_net.initial(Streams(seeds, "actor"))
         self.critic = self.critic_net.initial(Streams(seeds, "critic", lanes=2)).reshape(K, -1)
         self.actor_target, self.critic_target = self.actor.copy(), self.critic.copy()
-        self.actor_adam = Adam(K, self.actor.shape[1])
-        self.critic_adam = Adam(K, self.critic.shape[1])
+        kind = Adam if config.optimiser == "adam" else SGD
+        self.optimisers = {part: kind(K, W.shape[1]) for part, W in self.parts.items()}
         self.replay = Replay(K, config.capacity, obs_width, action_width)
         self.meter = Meter(K, n)
         self.acting = Streams(seeds, "acting", lanes=n)
@@ -75,7 +93,16 @@ class TD3Fleet(Fleet):
         self.progress = np.zeros(K, np.int64)
         self.updates = np.zeros(K, np.int64)
         self.owed = np.zeros(K)
-        self._tapes = {name: Tape() for name in ("actor", "critic", "targets")}
+        # The batch of the update in progress, and how far that update is.
+        self.drawn = np.zeros((K, config.batch), np.int64)
+        self.stage = np.zeros(K, np.int64)
+        self.anchors: dict[str, F32] = {}
+        self.one = False
+        self._tapes = {name: Tape() for name in ("actor", "critic", "targets", "anchor")}
+        if config.pull == "kl" and config.beta_actor and not config.exploration:
+            raise Mistake(
+                "'td3.pull' kl measures actions in deviations of 'td3.exploration', which is 0: set it, or l2"
+            )
 
     @property
     def parts(self) -> dict[str, F32]:
@@ -94,21 +121,77 @@ class TD3Fleet(Fleet):
             np.clip(action, -1.0, 1.0, out=action)
         return action
 
+    @property
+    def standing(self) -> NDArray[np.int64]:
+        return np.stack([self.progress, self.stage], axis=1)
+
+    def begin_alike(self, seed: int, one: bool = False) -> None:
+        """All agents begin with the weights of the agent with this seed, and remember what all last shared.
+
+        As ``one`` they stay alike: every step is down their mean gradient, that of one learner with all their batches.
+        """
+        self.one = one
+        self.actor[...] = self.actor_net.initial(Streams([seed], "actor"))
+        self.critic[...] = self.critic_net.initial(Streams([seed], "critic", lanes=2)).reshape(1, -1)
+        self.actor_target[...], self.critic_target[...] = self.actor, self.critic
+        self.anchors = {part: W.copy() for part, W in self.parts.items()}
+
+    def shared(self, part: str) -> F32:
+        return self.anchors.get(part, self.parts[part])
+
+    def share(self, part: str, rows: Any) -> None:
+        if self.anchors:
+            self.anchors[part][rows] = self.parts[part][rows]
+
+    def shared_step(self, part: str, G: F32, rows: Any) -> None:
+        going = np.zeros(self.agents, np.bool_)
+        going[rows] = True
+        going &= self.stage == self.STAGES[part]
+        alike = np.repeat(G[None], self.agents, axis=0)
+        self.optimisers[part].step(self.parts[part], alike, self.config.learning_rate, active=going)
+        self.share(part, going)
+
     def _train(self, work: int) -> Report:
+        return self._train_to("", work)[1]
+
+    def train_to(self, part: str, work: int) -> Report:
+        return self.in_groups(lambda group, rows: group._train_to(part, work)[1])
+
+    def measure(self, part: str, work: int) -> tuple[F32, Report]:
+        """Steps as in ``train_to``, but the last step of the part is not taken: its gradient is handed out.
+
+        Zero where the work ends without an update.
+        """
+        whole = np.zeros_like(self.parts[part])
+
+        def act(group: TD3Fleet, rows: Any) -> Report:
+            G, report = group._train_to(part, work, measure=True)
+            if G is not None:
+                whole[rows] = G
+            return report
+
+        return whole, self.in_groups(act)
+
+    def _train_to(self, part: str, work: int, measure: bool = False) -> tuple[F32 | None, Report]:
+        """Finish the update in progress, take ``work`` steps, and pause the last update where ``part`` is exchanged."""
         report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
-        begun = self.updates.copy()
+        begun, goal = self.updates.copy(), int(self.progress[0]) + work
         losses: dict[str, list[F32]] = {}
-        goal = int(self.progress[0]) + work
+        G = None
+        if self.stage[0]:
+            with report.learning():
+                G = self.update(losses, "" if work else part, measure)
         while self.progress[0] < goal:
             with report.acting():
                 self._step(report)
             with report.learning():
                 while self.owed[0] >= 1.0:
-                    self.update(losses)
                     self.owed -= 1.0
+                    last = self.progress[0] >= goal and self.owed[0] < 1.0
+                    G = self.update(losses, part if last else "", measure)
         report.updates[:] = self.updates - begun
         report.metrics = {name: np.mean(values, axis=0, dtype=np.float64) for name, values in losses.items()}
-        return report
+        return G, report
 
     def _step(self, report: Report) -> None:
         """Every copy acts once; what happened is remembered."""
@@ -127,24 +210,39 @@ class TD3Fleet(Fleet):
         if not starting:
             self.owed += n * self.config.updates_per_step
 
-    def update(self, losses: dict[str, list[F32]] | None = None) -> None:
-        """One critic update and, every ``policy_delay``-th time, an actor update that moves the targets as well."""
-        batch = self.replay.gather(self.sampling.integers(self.replay.size, self.config.batch))
-        loss, G = self.critic_gradient(batch)
-        self.apply("critic", G)
-        found = {"critic-loss": loss}
-        self.updates += 1
-        if self.updates[0] % self.config.policy_delay == 0:
-            loss, G = self.actor_gradient(batch)
-            self.apply("actor", G)
-            found["actor-loss"] = loss
-            self.move_targets()
-        if losses is not None:
-            for name, value in found.items():
-                losses.setdefault(name, []).append(value)
+    def update(self, losses: dict[str, list[F32]] | None = None, pause: str = "", measure: bool = False) -> F32 | None:
+        """One critic update and, every ``policy_delay``-th time, an actor update that moves the targets as well.
 
-    def critic_gradient(self, batch: Batch) -> tuple[F32, F32]:
-        """The twin loss (K,) and its gradient (K, d) on a batch."""
+        It pauses after the step of the part ``pause``, or (``measure``) before that step, and then returns the part's
+        gradient. The next call goes on from there, with the same batch.
+        """
+        if not self.stage[0]:
+            self.drawn[...] = self.sampling.integers(self.replay.size, self.config.batch)
+        batch = self.replay.gather(self.drawn)
+        for part, stage in self.STAGES.items():
+            if self.stage[0] >= stage:
+                continue
+            if part == "actor" and self.updates[0] % self.config.policy_delay:
+                break
+            found, G = (self.critic_gradient if part == "critic" else self.actor_gradient)(batch)
+            if losses is not None:
+                for name, value in found.items():
+                    losses.setdefault(name, []).append(value)
+            if self.one:
+                G[...] = G.mean(axis=0)
+            if not (measure and part == pause):
+                self.apply(part, G)
+            self.updates += part == "critic"
+            self.stage[...] = stage
+            if part == pause:
+                return G if measure else None
+        if self.stage[0] == self.STAGES["actor"]:
+            self.move_targets()
+        self.stage[...] = 0
+        return None
+
+    def critic_gradient(self, batch: Batch) -> tuple[dict[str, F32], F32]:
+        """The twin loss and what pulls, (K,) each, and their gradient (K, d) on a batch."""
         K = len(batch.reward)
         target = self._tapes["targets"]
         action = self.actor_net.forward(self.actor_target, batch.next_obs, target)
@@ -154,14 +252,20 @@ class TD3Fleet(Fleet):
         q_next = self.critic_net.forward(twins, self._pairs("next", batch.next_obs, smoothed), self._tapes["critic"])
         y = equations.twin_target(batch.reward, batch.terminated, q_next[..., 0], self.config.gamma)
         twins, tape = self._twins(self.critic), self._tapes["critic"]
-        q = self.critic_net.forward(twins, self._pairs("now", batch.obs, batch.action), tape)
+        pairs = self._pairs("now", batch.obs, batch.action)
+        q = self.critic_net.forward(twins, pairs, tape)
         loss, slope = equations.twin_loss(q[..., 0], y)
+        pull = None
+        if self._pulled("critic", "kl"):
+            then = self.critic_net.forward(self._twins(self.anchors["critic"]), pairs, self._tapes["anchor"])
+            pull, more = equations.value_pull(q[..., 0], then[..., 0])
+            slope += np.float32(self.config.beta_critic) * more
         G = tape.buffer("G", self.critic.shape)
         self.critic_net.backward(twins, tape, slope[..., None], G.reshape(K, 2, -1))
-        return loss, G
+        return self._losses("critic", loss, pull, G), G
 
-    def actor_gradient(self, batch: Batch) -> tuple[F32, F32]:
-        """-mean Q1(s, mu(s)) (K,) and its gradient (K, d) on a batch."""
+    def actor_gradient(self, batch: Batch) -> tuple[dict[str, F32], F32]:
+        """-mean Q1(s, mu(s)) and what pulls, (K,) each, and their gradient (K, d) on a batch."""
         b = batch.reward.shape[1]
         tape, first = self._tapes["actor"], self._twins(self.critic)[:, 0]
         action = self.actor_net.forward(self.actor, batch.obs, tape)
@@ -171,9 +275,30 @@ class TD3Fleet(Fleet):
         loss = -q[..., 0].mean(-1)
         dx = self.critic_net.backward(first, judge, np.full_like(q, -1.0 / b), None, want_dx=True)
         assert dx is not None
+        slope, pull = np.ascontiguousarray(dx[..., batch.obs.shape[-1] :]), None
+        if self._pulled("actor", "kl"):
+            then = self.actor_net.forward(self.anchors["actor"], batch.obs, self._tapes["anchor"])
+            pull, more = equations.action_pull(action, then, self.config.exploration)
+            slope += np.float32(self.config.beta_actor) * more
         G = tape.buffer("G", self.actor.shape)
-        self.actor_net.backward(self.actor, tape, np.ascontiguousarray(dx[..., batch.obs.shape[-1] :]), G)
-        return loss, G
+        self.actor_net.backward(self.actor, tape, slope, G)
+        return self._losses("actor", loss, pull, G), G
+
+    def _pulled(self, part: str, kind: str) -> bool:
+        return bool(self.anchors) and self.config.pull == kind and self.config.beta(part) > 0
+
+    def _losses(self, part: str, loss: F32, pull: F32 | None, G: F32) -> dict[str, F32]:
+        """What the ledger is told of a loss; a pull of the weights themselves is added to the gradient here."""
+        if pull is not None:
+            pull = np.float32(self.config.beta(part)) * pull
+        elif self._pulled(part, "l2"):
+            pull, more = equations.l2_pull(self.parts[part], self.anchors[part], self.config.beta(part))
+            G += more
+        found = {f"{part}-loss": loss}
+        if pull is not None:
+            whole = np.maximum(np.abs(loss) + pull, np.float32(1e-30))
+            found |= {f"{part}-pull": pull, f"share-{part}-pull": (pull / whole).astype(np.float32)}
+        return found
 
     def move_targets(self) -> None:
         """The targets follow the local networks; they are never averaged."""
@@ -189,8 +314,7 @@ class TD3Fleet(Fleet):
     def apply(self, part: str, G: F32) -> None:
         if part not in self.parts:
             super().apply(part, G)
-        adam = self.critic_adam if part == "critic" else self.actor_adam
-        adam.step(self.parts[part], G, self.config.learning_rate)
+        self.optimisers[part].step(self.parts[part], G, self.config.learning_rate)
 
     def _twins(self, critic: F32) -> F32:
         return critic.reshape(len(critic), 2, -1)

@@ -502,6 +502,17 @@ def test_action_pull_is_the_kl_of_two_gaussians():
     close(eq.action_pull(f32([[1.0]]), f32([[0.0]]), 0.5)[0], [2.0])
 
 
+def test_value_pull():
+    found = eq.value_pull(f32([[1, 2], [0, 1]]), f32([[0, 0], [0, 3]]))[0]
+    close(found, [(1 + 4) / 2 + (0 + 4) / 2])
+    q, anchor = spread((K, 2, B), 1), spread((K, 2, B), 2)
+    x = t64(q, True)
+    loss = ((x - t64(anchor)) ** 2).mean(-1).sum(-1)
+    found, slope = eq.value_pull(q, anchor)
+    close(found, loss)
+    close(slope, torch.autograd.grad(loss.sum(), x)[0])
+
+
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
@@ -548,6 +559,7 @@ def well_shaped():
         "twin_loss": (twins, x),
         "l2_pull": (s, r, 0.1),
         "action_pull": (z, w, 0.1),
+        "value_pull": (twins, twins.copy()),
     }  # fmt: skip
 
 

@@ -226,6 +226,99 @@ def test_work_in_pieces_is_work_at_once():
     np.testing.assert_array_equal(one.critic, other.critic)
 
 
+@pytest.mark.parametrize("changes", [{}, {"updates_per_step": 2.0}, {"updates_per_step": 0.25, "copies": 2}])
+def test_pausing_where_a_part_is_exchanged_changes_nothing(changes):
+    """However often an update stops after the critic's step, after the actor's, or before either."""
+    whole, paused, measured = (fleet_for(**changes) for _ in range(3))
+    whole.train(60)
+    for fleet in (paused, measured):
+        for work in (30, 8, 2, 4):
+            for part, more in (("critic", work), ("actor", 0), ("actor", work), ("critic", work)):
+                if fleet is paused:
+                    fleet.train_to(part, min(more, 60 - int(fleet.progress[0])))
+                    continue
+                G, _ = fleet.measure(part, min(more, 60 - int(fleet.progress[0])))
+                for k in range(2):  # the step that it paused before, down its own gradient
+                    fleet.shared_step(part, G[k], [k])
+        fleet.train(60 - int(fleet.progress[0]))
+        for name, array in whole.state().items():
+            if name != "drawn":  # it is drawn anew
+                np.testing.assert_array_equal(array, fleet.state()[name], err_msg=name)
+
+
+def test_where_it_pauses():
+    fleet = filled()
+    moved = {}
+    for pause, work in (("critic", 2), ("actor", 0), ("", 0)):
+        before = {name: getattr(fleet, name).copy() for name in ("actor", "critic", "actor_target", "critic_target")}
+        fleet.train_to(pause, work)
+        moved[pause] = [name for name, was in before.items() if (getattr(fleet, name) != was).any()]
+    assert moved == {"critic": ["critic"], "actor": ["actor"], "": ["actor_target", "critic_target"]}
+    assert fleet.updates.tolist() == [2, 2]
+
+
+def test_agents_that_paused_elsewhere_go_on_from_there():
+    """One has done the actor's step of an update and the other has not: they are trained apart."""
+    fleet, straight = filled(), filled()
+    fleet.train_to("critic", 2)
+    straight.train(12)
+    first = fleet.take([0])
+    first.train_to("actor", 0)
+    fleet.put([0], first)
+    assert fleet.stage.tolist() == [2, 1]
+    fleet.train(10)
+    assert fleet.stage.tolist() == [0, 0]
+    np.testing.assert_allclose(fleet.actor, straight.actor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["actor", "critic"])
+@pytest.mark.parametrize("pull", ["l2", "kl"])
+def test_pulls_are_added_to_the_gradient(part, pull):
+    """What a pull adds is autograd's gradient of it, and its share of the loss is said."""
+    plain, pulled = filled(), filled(pull=pull, beta_actor=0.7, beta_critic=0.7, exploration=0.3)
+    for fleet in (plain, pulled):
+        fleet.begin_alike(3)
+        for W in fleet.parts.values():
+            W += 0.1 * np.sin(np.arange(W.size, dtype=np.float32)).reshape(W.shape)
+    batch = plain.replay.gather(np.arange(32).reshape(2, 16))
+    # Rewards by the thousand would drown the difference of two gradients in rounding.
+    batch = batch._replace(reward=np.zeros_like(batch.reward), terminated=np.ones_like(batch.terminated))
+    found = []
+    for fleet in (plain, pulled):
+        fleet.noise.counts[...] = 0
+        losses, G = fleet.critic_gradient(batch) if part == "critic" else fleet.actor_gradient(batch)
+        found.append(G.copy())
+    o, a, config = batch.obs.shape[-1], batch.action.shape[-1], pulled.config
+    for k in range(2):
+        if pull == "l2":
+            w = torch.tensor(pulled.parts[part][k].astype(float), requires_grad=True)
+            loss = 0.7 * ((w - t64(pulled.anchors[part][k])) ** 2).sum()
+            wanted = torch.autograd.grad(loss, w)[0].numpy()
+        elif part == "actor":
+            net, then = (
+                mlp((o, *config.hidden, a), "relu", True, row) for row in (pulled.actor[k], pulled.anchors["actor"][k])
+            )
+            gap = net(t64(batch.obs[k])) - then(t64(batch.obs[k])).detach()
+            loss = 0.7 * (gap**2).sum(-1).mean() / (2 * 0.3**2)
+            loss.backward()
+            wanted = row_of(net, gradient=True)
+        else:
+            pairs, loss, nets = torch.cat([t64(batch.obs[k]), t64(batch.action[k])], -1), 0.0, []
+            for row, anchor in zip(
+                np.split(pulled.critic[k], 2), np.split(pulled.anchors["critic"][k], 2), strict=True
+            ):
+                net, then = (mlp((o + a, *config.hidden, 1), "relu", False, one) for one in (row, anchor))
+                loss = loss + 0.7 * ((net(pairs) - then(pairs).detach()) ** 2).mean()
+                nets.append(net)
+            loss.backward()
+            wanted = np.concatenate([row_of(net, gradient=True) for net in nets])
+        assert np.abs(wanted).max() > 0.01
+        np.testing.assert_allclose((found[1] - found[0])[k], wanted, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(losses[f"{part}-pull"][k], loss.item(), rtol=1e-4)
+        share = losses[f"{part}-pull"] / (np.abs(losses[f"{part}-loss"]) + losses[f"{part}-pull"])
+        np.testing.assert_allclose(losses[f"share-{part}-pull"], share, rtol=1e-6)
+
+
 def test_discrete_actions_are_refused():
     seeds = agent_seeds(0, [0])
     with pytest.raises(Mistake, match="continuous"):
