@@ -62,13 +62,13 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
             f"the run's weights have the layout {order.layout:012x}, this agent's {mine:012x}: "
             "its world has other observations or actions"
         )
-    _link(session, asked, _load(session, asked))
     rows = [row for row, _ in asked]
+    _link(session, asked, _load(session, asked, learning=True))
     came: dict[str, F32] = {}
     if order.exchange == "weights":
         if session.plan.attackers(order.round):
-            came = {name: matrix[rows] for name, matrix in session.fleet.parts.items() if name in order.parts}
-        report = session.train(order.work, rows, order.settle, order.round)
+            came = {name: session.fleet.shared(name)[rows] for name in session.fleet.parts if name in order.parts}
+        report = session.train(order.work, rows, order.settle, order.round, order.pause)
         own = exchangeable(session.fleet)
         honest = {name: own[name][rows] for name in order.parts}
     else:
@@ -127,29 +127,38 @@ def _describe(session: Session, asked: Asked) -> list[Reply]:
     return answers
 
 
-def _load(session: Session, asked: Asked) -> dict[str, F32]:
-    """Put the arrays of messages into the fleet; returns the policies of others among them.
+def _load(session: Session, asked: Asked, learning: bool = False) -> dict[str, F32]:
+    """Put the arrays of messages into the fleet, where it is to learn from them as what all share; returns the policies
+    of others among them.
 
     In one process many messages share one content: it is read once.
     """
+    fleet = session.fleet
     known, others = exchangeable(session.fleet), dict[str, F32]()
     sharing: dict[int, tuple[Message, list[int]]] = {}
     for row, message in asked:
         sharing.setdefault(id(message.content), (message, []))[1].append(row)
     for message, rows in sharing.values():
         names = list(messages.arrays(message.content))
-        meant = {name: "policy" if name.startswith(messages.NEIGHBOUR) else name for name in names}
+        meant = {
+            name: "policy" if name.startswith(messages.NEIGHBOUR) else name.removeprefix(messages.GRADIENT)
+            for name in names
+        }
         widths = {name: known[meant[name]].shape[1] if meant[name] in known else -1 for name in names}
         for name, weights in messages.unpack(message, widths).items():
             if name.startswith(messages.NEIGHBOUR):
                 others[name] = weights
+            elif name.startswith(messages.GRADIENT):
+                fleet.shared_step(meant[name], weights, rows)
             elif name.startswith(messages.MOMENTS):
-                moments = session.fleet.moments[name.removeprefix(messages.MOMENTS)]
+                moments = fleet.moments[name.removeprefix(messages.MOMENTS)]
                 part = moments.take(rows)
                 part.take_over(np.repeat(weights[None].astype(np.float64), len(rows), axis=0))
                 moments.put(rows, part)
             else:
                 known[name][rows] = weights
+                if learning:
+                    fleet.share(name, rows)
     return others
 
 

@@ -14,7 +14,7 @@ from agents import FLEETS
 from agents.fleet import F32, Fleet, Report, merge
 from agents.policy_gradient import PolicyGradientConfig
 from agents.ppo import PPOConfig
-from agents.td3 import TD3Config
+from agents.td3 import TD3Config, TD3Fleet
 from client.attacks import FALSE_WORLDS, AttackConfig, Plan, drawn_in
 from client.false_worlds import FalseWorlds
 from client.gossip.config import GossipConfig
@@ -23,9 +23,11 @@ from core.errors import Failure, Mistake
 from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
+from strategies.fedavg_td3 import SyncConfig
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPGConfig
 from strategies.kl_ppo import KLConfig
+from strategies.schedule import Schedule
 
 # What some agents do: as a fleet, and as rows of the session.
 Act = Callable[[Fleet, NDArray[np.int64]], tuple[F32, Report]]
@@ -36,6 +38,14 @@ class PartyConfig:
     """What every run has: who learns what, in which world, how it is judged."""
 
     algorithm: str = option("ppo", "How the agents learn.", choices=tuple(FLEETS))
+    strategy: str = option(
+        "alone",
+        "How agents learn from each other; alone: not at all; central: as one learner that has all their transitions; "
+        "gossip, fedpg-dec and dec-byz-pg: without a server.",
+        choices=(
+            "alone", "central", "fedavg", "fedavg-td3", "fedpg-br", "kl-ppo", "gossip", "fedpg-dec", "dec-byz-pg",
+        ),
+    )  # fmt: skip
     agents: int = option(1, "K: how many agents learn side by side.", low=1)
     seed: int = option(0, "The root of every random number of the run.", low=0)
     work: int = option(
@@ -62,11 +72,6 @@ class PartyConfig:
 class RunConfig(PartyConfig):
     """A run: who gathers what, for how long, where it runs, and what it leaves behind."""
 
-    strategy: str = option(
-        "alone",
-        "How agents learn from each other; alone: not at all; gossip, fedpg-dec and dec-byz-pg: without a server.",
-        choices=("alone", "fedavg", "fedpg-br", "kl-ppo", "gossip", "fedpg-dec", "dec-byz-pg"),
-    )
     engine: str = option(
         "local",
         "Where agents run: local, all in this process; ray, Flower's simulation; grpc, nodes behind a SuperLink; "
@@ -87,11 +92,36 @@ class RunConfig(PartyConfig):
     fedpg: FedPGConfig = table(FedPGConfig)
     kl: KLConfig = table(KLConfig)
     gossip: GossipConfig = table(GossipConfig)
+    sync: SyncConfig = table(SyncConfig)
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")
     wandb: bool = option(False, "Log to Weights & Biases as well (needs the extra wandb).")
 
+    @property
+    def schedule(self) -> Schedule | None:
+        """When what is exchanged, where that and no count of rounds is what a run is made of.
+
+        Central is every update of everything. Where all agents are here, one learner of all of them needs no exchange.
+        """
+        central, copies, delay = self.strategy == "central", self.world.copies, self.td3.policy_delay
+        if self.strategy != "fedavg-td3" and not (central and self.engine != "local"):
+            return None
+        if self.federation.parts:
+            raise Mistake(f"{self.strategy} exchanges the actor and the critics: leave 'federation.parts' away")
+        if central and self.td3.updates_per_step * copies != 1:
+            raise Mistake(
+                "central exchanges every update, so a step of all copies is one: 'td3.updates-per-step' times "
+                f"'world.copies' must be 1, not {self.td3.updates_per_step * copies:g}"
+            )
+        N, L = (copies, copies) if central else (self.sync.critic_every, self.sync.actor_every)
+        for key, every in (("sync.critic-every", N), ("sync.actor-every times td3.policy-delay", L * delay)):
+            if every % copies:
+                raise Mistake(f"{key} is {every} steps, and {copies} copies step at once: make it a multiple of them")
+        return Schedule(N, L * delay, self.steps)
+
     def over(self, number: int, lived: Sequence[int]) -> bool:
         """Whether a run of so many rounds and steps has come to its end."""
+        if (schedule := self.schedule) is not None:
+            return number >= min(rounds for rounds in (self.rounds, schedule.rounds) if rounds)
         return bool(self.rounds and number >= self.rounds) or bool(self.steps and min(lived) >= self.steps)
 
 
@@ -111,18 +141,27 @@ class Session(Rows):
         seeds = agent_seeds(config.seed, self.numbers)
         self.worlds = make_worlds(config.world, seeds, self.numbers, render)
         self.fleet: Fleet = make_fleet(config, self.worlds, seeds)
+        if isinstance(self.fleet, TD3Fleet) and config.strategy in ("central", "fedavg-td3"):
+            one = config.strategy == "central" and len(self.numbers) == config.agents
+            self.fleet.begin_alike(agent_seeds(config.seed, [0])[0], one)
         self.judges = None
         if config.evaluate_episodes:
             judged = replace(config.world, copies=config.evaluate_episodes, workers=0)
             self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
             self.judges.frozen = True
 
-    def train(self, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0) -> Report:
+    def train(
+        self, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0, pause: str = ""
+    ) -> Report:
         """Train all agents, or those of some rows; ``settle`` ends their episodes where a state could not hold them.
 
-        In round ``number`` some may act in worlds that lie to them.
+        In round ``number`` some may act in worlds that lie to them. The last update may ``pause`` at a part's exchange.
         """
-        return self.work(lambda fleet, rows: (nothing(fleet), fleet.train(work)), rows, settle, number)[1]
+
+        def act(fleet: Fleet, rows: NDArray[np.int64]) -> tuple[F32, Report]:
+            return nothing(fleet), fleet.train_to(pause, work) if pause else fleet.train(work)
+
+        return self.work(act, rows, settle, number)[1]
 
     def measure(
         self, part: str, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0

@@ -26,23 +26,23 @@ class Kept(Protocol):
 
 
 class Keeper:
-    """Saves a run every so many rounds, and whenever asked to."""
+    """Saves a run after the rounds for which it is due, and whenever asked to."""
 
-    def __init__(self, directory: RunDirectory, run: Kept, every: int, keep: int, about: Mapping[str, Any]) -> None:
+    def __init__(self, directory: RunDirectory, run: Kept, keep: int, about: Mapping[str, Any]) -> None:
         """``keep`` checkpoints stay; ``about`` is what weights say of themselves."""
-        self.directory, self.run, self.every, self.keep, self.about = directory, run, every, keep, about
+        self.directory, self.run, self.keep, self.about = directory, run, keep, about
         self.returns = {record["round"]: figures.mean_return(record) for record in directory.read_metrics()}
         self._best: dict[str, Array] | None = None
         self._unsaved: Mapping[str, Any] | None = None
 
-    def after(self, record: Mapping[str, Any]) -> None:
-        """A round is over."""
+    def after(self, record: Mapping[str, Any], due: bool) -> None:
+        """A round is over; ``due``: with a checkpoint."""
         value = figures.mean_return(record)
         if value > max(self.returns.values(), default=-np.inf):
             self._best = {name: array.copy() for name, array in self.run.learned().items()}
         self.returns[record["round"]] = value
         self._unsaved = record
-        if record["round"] % self.every == 0:
+        if due:
             self.save()
 
     def save(self) -> None:

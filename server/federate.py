@@ -31,10 +31,11 @@ from server.ledger import Ledger, over_rounds, truth
 from server.rounds import Interrupted, QuorumError, Rounds
 from strategies.alone import Alone
 from strategies.fedavg import FedAvg
+from strategies.fedavg_td3 import FedAvgTD3
 from strategies.federation import Federation
 from strategies.fedpg_br import FedPG
 from strategies.kl_ppo import KLPPO, OBSERVATIONS, POLICY
-from strategies.robust import make_rule
+from strategies.robust import make_rule, weighted_mean
 
 Record = dict[str, Any]
 
@@ -55,11 +56,6 @@ def check(config: RunConfig, session: Session) -> None:
         return
     if config.engine == "gossip":
         raise Mistake(f"the engine gossip has no server, and {config.strategy} needs one: take local, ray or grpc")
-    if config.strategy == "alone" and config.engine != "local":
-        raise Mistake(
-            f"the engine '{config.engine}' is for agents that learn together: set strategy (such as fedavg), "
-            "or leave engine at local"
-        )
     make_strategy(config, session)
 
 
@@ -111,23 +107,25 @@ def _federate(
         rounds.health.load(meta["health"])
     about = {"algorithm": config.algorithm, "world": config.world.id}
     kept = _Kept(rounds, session if here else None)
-    keeper = Keeper(directory, kept, config.checkpoint_every, config.checkpoints, about)
+    keeper = Keeper(directory, kept, config.checkpoints, about)
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
     gained = [0] * config.agents
     with closing(trackers):
         try:
+            for words in [] if number else odd(config):
+                both(words)
             rounds.gather_parties()
             while not (config.over(number, ledger.lived) or stop()):
                 this, lived = number + 1, list(ledger.lived)
                 last = config.over(this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
-                    "settle": this % config.settle_every == 0,
-                    "save": this % config.checkpoint_every == 0 or last,
+                    "settle": strategy.passes(this, config.settle_every),
+                    "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
-                judge = config.evaluate_episodes > 0 and (this % config.federation.evaluate_every == 0 or last)
-                record = rounds.round(this, extra, judge)
+                judge = strategy.passes(this, config.federation.evaluate_every) or last
+                record = rounds.round(this, extra, judge and config.evaluate_episodes > 0)
                 number = this
                 liars = session.plan.attackers(number)
                 if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of
@@ -136,7 +134,7 @@ def _federate(
                 directory.log(record)
                 trackers.log(record)
                 tell(record)
-                keeper.after(record)
+                keeper.after(record, strategy.passes(number, config.checkpoint_every))
         except Interrupted:
             pass  # the round in progress is played again
         except QuorumError as error:
@@ -153,10 +151,13 @@ def _federate(
 
 def make_strategy(config: RunConfig, session: Session) -> Federation:
     """The strategy that the configuration names, starting from the session's first agent."""
-    given = {"layout": layout(session), "agents": config.agents, "work": config.work}
+    given: dict[str, Any] = {"layout": layout(session), "agents": config.agents, "work": config.work}
     _pulled_by_nobody(config)
-    if config.strategy == "alone":
-        return Alone({}, **given)
+    if config.strategy in ("central", "fedavg-td3") and config.algorithm != "td3":
+        raise Mistake(f"{config.strategy} is for td3, not for {config.algorithm}: set algorithm, or another strategy")
+    if config.strategy == "alone" or (config.strategy == "central" and config.schedule is None):
+        away = {} if config.engine == "local" else exchangeable(session.fleet)
+        return Alone({name: rows.shape[1] for name, rows in away.items()}, **given)
     if config.strategy == "fedpg-br":
         learner = server_learner(config)
         return FedPG(learner, config.fedpg, config.federation, layout(session), config.agents, config.seed)
@@ -170,10 +171,40 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
         moments = own[OBSERVATIONS].shape[1] if pulls and OBSERVATIONS in own else 0
         wait_s, width = config.federation.wait_s, own[POLICY].shape[1]
         return KLPPO(config.kl, rule, width, moments=moments, wait_s=wait_s, **given)
-    return FedAvg(exchanged(config.federation.parts, session), rule=rule, wait_s=config.federation.wait_s, **given)
+    start = exchanged(config.federation.parts, session)
+    if config.schedule is not None:
+        central = config.strategy == "central"
+        gradients = central or config.sync.exchange == "gradients"
+        rule = weighted_mean if central else rule
+        return FedAvgTD3(config.schedule, gradients, start, rule=rule, wait_s=config.federation.wait_s, **given)
+    return FedAvg(start, rule=rule, wait_s=config.federation.wait_s, **given)
+
+
+def odd(config: RunConfig) -> list[str]:
+    """What is allowed in a schedule and has a price, in words."""
+    if config.strategy != "fedavg-td3":
+        return []
+    sync, found = config.sync, []
+    N, M, ML = sync.critic_every, config.td3.policy_delay, sync.actor_every * config.td3.policy_delay
+    if ML % N:
+        found.append(
+            f"the actor is exchanged every {ML} steps, no multiple of the {N} of the critics: targets then move "
+            "to critics that are an average of different ages"
+        )
+    if config.td3.learning_starts % M:
+        found.append(
+            f"'td3.learning-starts' is no multiple of td3.policy-delay, {M}: the actor is exchanged between its updates"
+        )
+    if sync.exchange == "gradients" and (N > 1 or sync.actor_every > 1):
+        found.append(
+            "only the steps at exchanges are shared, between them agents take their own: their weights drift apart"
+        )
+    return found
 
 
 def _pulled_by_nobody(config: RunConfig) -> None:
+    if config.algorithm == "td3" and config.td3.pull != "none" and config.strategy != "fedavg-td3":
+        raise Mistake("'td3.pull' pulls towards the last weights that all shared, and only fedavg-td3 keeps them")
     if config.strategy != "kl-ppo" and config.algorithm == "ppo" and config.ppo.penalty:
         raise Mistake("'ppo.penalty' pulls towards linked agents, and only the strategy kl-ppo links any")
 

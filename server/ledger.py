@@ -65,7 +65,7 @@ class Ledger:
     def sent(self, kind: str, contents: Mapping[int, RecordDict]) -> None:
         """Bytes of weights on their way to agents; those for judging are counted apart."""
         for agent, content in contents.items():
-            sizes = messages.arrays(content)
+            sizes = {name.removeprefix(messages.GRADIENT): size for name, size in messages.arrays(content).items()}
             if kind == MessageType.TRAIN:
                 self._counts["bytes_down"][agent] += sum(sizes.values())
                 self._add("down", sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from logging import INFO
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
     flat = context.run_config
     config = run_config(flat)
+    if config.engine == "local":  # whatever the configuration says, agents are elsewhere
+        config = replace(config, engine="grpc")
     session = Session(config, numbers=[0])
     check(config, session)
     where = str(flat.get("directory") or "")

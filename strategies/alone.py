@@ -1,36 +1,62 @@
-"""No federation: every agent learns on its own, and nothing travels. The baseline of everything else."""
+"""No federation: every agent learns on its own. The baseline of everything else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import RecordDict
+import numpy as np
+from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
+from core.rows import adopt
+from strategies import messages
 from strategies.federation import Arrays, Config, Federation
 from strategies.messages import Trained
 
 
 class Alone(Federation):
-    """Agents are told to train and to be judged as they are."""
+    """Agents are told to train and to be judged as they are.
+
+    Nothing travels for learning. Where agents live elsewhere, the ``widths`` of what they learn are given, and whenever
+    they save a snapshot they send it home as well, for the run's directory.
+    """
 
     personal = True
 
+    def __init__(self, widths: Mapping[str, int], layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
+        super().__init__(widths, layout, agents, work, wait_s)
+        self.rows: Arrays = {name: np.full((agents, width), np.nan, np.float32) for name, width in widths.items()}
+        self._asked: list[str] = []
+
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        return dict.fromkeys(agents, self.order(number, {}, extra))
+        self._asked = list(self.widths) if extra.get("save") else []
+        return dict.fromkeys(agents, self.order(number, {}, {**extra, "parts": self._asked}))
+
+    def read(self, message: Message) -> Trained:
+        return messages.trained(message, {name: self.widths[name] for name in self._asked}, self.layout)
 
     def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, RecordDict())
 
     def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+        for reply in replies:
+            for name, row in reply.parts.items():
+                self.rows[name][reply.agent] = row
         return {}
 
     def learned(self) -> Arrays:
-        return {}
+        found: Arrays = {}
+        for name, rows in self.rows.items():
+            if name.startswith(messages.MOMENTS):
+                found |= {f"{name}.shared": np.zeros_like(rows, np.float64), f"{name}.seen": rows.astype(np.float64)}
+            else:
+                found[name] = rows
+        return found
 
     def state(self) -> Arrays:
-        return {}
+        return dict(self.rows)
 
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """There is none."""
+        for name, mine in self.rows.items():
+            adopt(mine, state, name)

@@ -54,25 +54,29 @@ class FedAvg(Federation):
         weights = np.array([reply.updates for reply in replies])
         notes: dict[str, Any] = {}
         for name in self.widths:
-            rows = [reply.parts[name] for reply in replies]
             if name.startswith(messages.MOMENTS):
-                for seen in rows:
-                    self.rows[name] = merged(self.rows[name], seen.astype(np.float64))
-                continue
-            try:
-                verdict = self.rule(np.stack(rows), weights)
-            except TooFewError as error:
-                log(WARNING, "round %d keeps its weights of '%s': %s", number, name, error)
-                continue
-            if verdict.kept.size:  # a rule that trusts nobody has no verdict
-                self.rows[name] = verdict.row
-            kept: list[int | None] = [None] * self.agents
-            for k, reply in enumerate(replies):
-                kept[reply.agent] = int(k in verdict.kept)
-            notes[f"kept.{name}"] = kept
-            notes |= {f"{key}.{name}": value for key, value in verdict.notes.items()}
+                for reply in replies:
+                    self.rows[name] = merged(self.rows[name], reply.parts[name].astype(np.float64))
+            else:
+                notes |= self.unite(number, name, replies, weights, self.rows)
         self._packed = {}
         return notes
+
+    def unite(
+        self, number: int, name: str, replies: Sequence[Trained], weights: NDArray[np.float64], into: Arrays
+    ) -> dict[str, Any]:
+        """The rule makes one row of a part out of many; returns who had a say."""
+        try:
+            verdict = self.rule(np.stack([reply.parts[name] for reply in replies]), weights)
+        except TooFewError as error:
+            log(WARNING, "round %d keeps what it had of '%s': %s", number, name, error)
+            return {}
+        if verdict.kept.size:  # a rule that trusts nobody has no verdict
+            into[name] = verdict.row
+        kept: list[int | None] = [None] * self.agents
+        for k, reply in enumerate(replies):
+            kept[reply.agent] = int(k in verdict.kept)
+        return {f"kept.{name}": kept} | {f"{key}.{name}": value for key, value in verdict.notes.items()}
 
     def learned(self) -> Arrays:
         found: Arrays = {}

@@ -76,6 +76,10 @@ class Federation(Strategy):
     def learned(self) -> Arrays:
         """All that acting needs, a row per agent or one for everybody; empty when agents keep theirs to themselves."""
 
+    def passes(self, number: int, every: int) -> bool:
+        """Whether this round ends at or passes a multiple of ``every`` usual rounds (a usual one is ``work`` long)."""
+        return number % every == 0
+
     def keepsakes(self) -> dict[str, Arrays]:
         """Other weights that a run leaves, each as a file of its name."""
         return {}
@@ -96,7 +100,7 @@ class Federation(Strategy):
 
         ``extra`` goes over it, as for a strategy that wants other work or gradients.
         """
-        usual = {"round": number, "work": self.work, "layout": self.layout, "exchange": "weights"}
+        usual = {"round": number, "work": self.work, "layout": self.layout, "exchange": "weights", "pause": ""}
         return messages.content(arrays, usual, {"parts": list(self.widths)}, extra)
 
     # Flower's own loop ------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ RECORD, ARRAY = "fedrl", "array."
 MOMENTS = "moments."
 # Arrays with this beginning are policies of others; the number of the same name says how much it pulls, maybe nothing.
 NEIGHBOUR = "neighbour."
+# Arrays with this beginning are gradients of all: the step that agents paused before is taken down them.
+GRADIENT = "gradient."
 # Numbers with this beginning are what the algorithm measured: losses, shares, entropies.
 MEASURED = "metric."
 OVERSIZED = "oversized"
@@ -42,13 +44,14 @@ class RefusedError(ValueError):
 
 
 class Order(NamedTuple):
-    """What a train message asks for."""
+    """What a train message asks for; work ends at the exchange of the part ``pause``, or with whole updates."""
 
     round: int
     work: int
     layout: int
     exchange: str
     parts: list[str]
+    pause: str
     settle: bool
     save: bool
 
@@ -140,7 +143,8 @@ def unpack(message: Message, widths: Mapping[str, int]) -> dict[str, F32]:
 def order(message: Message) -> Order:
     """What a train message asks for, checked by the party that gets it."""
     given = entries(message.content)
-    kinds = {"round": int, "work": int, "layout": int, "exchange": str, "parts": list, "settle": bool, "save": bool}
+    kinds = {"round": int, "work": int, "layout": int, "exchange": str, "parts": list, "pause": str}
+    kinds |= {"settle": bool, "save": bool}
     wrong = [name for name, kind in kinds.items() if type(given.get(name)) is not kind]
     if not wrong and given["exchange"] not in EXCHANGES:
         raise RefusedError("no-order", f"'exchange' is one of {', '.join(EXCHANGES)}, not {given['exchange']!r}")

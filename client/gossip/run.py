@@ -85,7 +85,7 @@ def _gossip(
         session.load_state(_within("agents.", saved))
         peers.load_state(_within("peers.", saved))
     about = {"algorithm": config.algorithm, "world": config.world.id}
-    keeper = Keeper(directory, _Kept(session, peers), config.checkpoint_every, config.checkpoints, about)
+    keeper = Keeper(directory, _Kept(session, peers), config.checkpoints, about)
     since = int(np.mean(session.worlds.steps)) if meta else 0
     trackers = Trackers(directory.path, flatten(config), config.tensorboard, config.wandb, since)
     begun, gained = time.perf_counter() - float(meta.get("wall_s", 0.0)), np.zeros(len(session.numbers), np.int64)
@@ -104,7 +104,7 @@ def _gossip(
             directory.log(record)
             trackers.log(record)
             tell(record)
-            keeper.after(record)
+            keeper.after(record, record["round"] % config.checkpoint_every == 0)
         peers.finish()
         keeper.save()
     return figures.summary(directory.read_metrics()) | {

@@ -74,7 +74,7 @@ def order(session: Session, number: int = 1, exchange: str = "gradients", node: 
     fresh = Session(session.config, [0]).fleet.parts["policy"][0]
     said: Any = {
         "round": number, "work": 2, "layout": answers.layout(session), "exchange": exchange, "parts": ["policy"],
-        "settle": False, "save": False,
+        "pause": "", "settle": False, "save": False,
     }  # fmt: skip
     return Message(messages.content(messages.pack({"policy": fresh}), said), node, MessageType.TRAIN)
 
