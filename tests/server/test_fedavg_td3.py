@@ -353,7 +353,7 @@ def test_what_has_a_price_is_said(tmp_path: Path, settings: list[str], words: li
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["grpc", "ray"])
 @pytest.mark.parametrize(
-    "settings", [[], ["sync.exchange=gradients"], ["strategy=central"], ["strategy=alone"]], ids=" ".join
+    "settings", [[], ["sync.exchange=gradients", *EACH], ["strategy=central"], ["strategy=alone"]], ids=" ".join
 )  # fmt: skip
 def test_engines_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, settings: list[str]) -> None:
     import tomli_w
