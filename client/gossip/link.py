@@ -111,9 +111,10 @@ class Link:
     def greeting(self, life: int) -> pb.Greeting:
         """What we say to this life of the peer."""
         here = self.here
+        begun = here.state != pb.STATE_WAITING
         return pb.Greeting(
             envelope=here.envelope(self.number, life), state=here.state, conf=here.identity.conf, app=here.identity.app,
-            counts_you=self.there, began_without_you=bool(here.round) and here.founders.get(self.number) != life,
+            counts_you=self.there, began_without_you=begun and here.founders.get(self.number) != life,
         )  # fmt: skip
 
     def learn(self, greeting: pb.Greeting) -> None:

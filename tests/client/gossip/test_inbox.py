@@ -44,7 +44,7 @@ def test_a_share_is_taken_once_and_in_order() -> None:
     assert box.has(1) and box.has(2) and not box.has(3)
     (first,) = box.due(1)
     assert first.row.tolist() == [1, 2, 3] and first.weight == 0.5
-    assert not box.has(1) and box.has(2)
+    assert box.has(1) and box.has(2), "what comes in order and has come for round 2 does not come for round 1 any more"
 
 
 @pytest.mark.parametrize(
