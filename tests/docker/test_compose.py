@@ -113,12 +113,11 @@ def stack(built: Stack) -> Iterator[Stack]:
     try:
         yield built
     finally:
-        done = built("--profile", "fedpg", "--profile", "ppo", "--profile", "secure", "down", "--volumes")
+        profiles = [word for name in ("fedpg", "ppo", "secure", "gossip") for word in ("--profile", name)]
+        done = built(*profiles, "down", "--volumes")
         assert done.returncode == 0, done.stderr
-    left = output(
-        "docker", "ps", "-aq", "--filter", f"label=com.docker.compose.project={built.env['COMPOSE_PROJECT_NAME']}"
-    )
-    assert not left
+    ours = f"label=com.docker.compose.project={built.env['COMPOSE_PROJECT_NAME']}"
+    assert not output("docker", "ps", "-aq", "--filter", ours)
 
 
 def inspect(container: str, what: str) -> str:
@@ -218,3 +217,15 @@ def test_with_tls_registered_clients_are_admitted_and_others_are_not(stack: Stac
         assert words in refused.stderr.replace("\n", " ")
     assert output("docker", "wait", launcher) == "0", call("docker", "logs", launcher).stderr[-3000:]
     assert len(stack.run("secure").read_metrics()) == 6
+
+
+def test_peers_learn_without_a_server(stack: Stack) -> None:
+    done = stack("--profile", "gossip", "up", RUN="peers", SET="rounds=6")
+    assert done.returncode == 0, done.stdout[-5000:]
+    for number in range(4):
+        named = f"name={stack.env['COMPOSE_PROJECT_NAME']}.peer-{number}"
+        (container,) = output("docker", "ps", "-aq", "--filter", named).split()
+        assert inspect(container, "{{.State.ExitCode}}") == "0", call("docker", "logs", container).stderr[-3000:]
+        records = stack.run(f"peers/peer-{number}").read_metrics()
+        assert [record["round"] for record in records] == list(range(1, 7))
+    assert "superlink" not in output("docker", "ps", "-a", "--format", "{{.Names}}")
