@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from cli.screen import Settings, say
 from core.errors import Mistake
+
+if TYPE_CHECKING:
+    from client.session import Session
 
 Places = Annotated[list[Path], typer.Argument(help="Runs, or directories that hold runs, such as a sweep's.")]
 
@@ -26,6 +29,11 @@ def evaluate(
     agent: Annotated[int, typer.Option(help="Whom to film.", min=0)] = 0,
     settings: Settings = None,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best round, not of the last.")] = False,
+    cross: Annotated[
+        bool,
+        typer.Option("--cross", help="Instead: each agent's policy, and the shared one, in all their worlds."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="With --cross: a picture of it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Judge the agents of a run again, in its world or (--set world...) in another."""
@@ -36,6 +44,7 @@ def evaluate(
     from runs import checkpoints
     from runs.directory import RunDirectory
     from runs.figures import spread
+    from strategies.fedavg_td3 import OWN
 
     directory = RunDirectory.open(run)
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
@@ -45,6 +54,8 @@ def evaluate(
         raise Mistake(f"the run has agents 0 to {config.agents - 1}, not {agent}")
     if best and not directory.best.exists():
         raise Mistake(f"{run} has no {directory.best.name}: nobody was judged before its weights were saved")
+    if (out or video) and (out is None) == cross:
+        raise Mistake("--out is the picture of --cross, --video films an agent without it")
     weights = directory.best if best else directory.weights
     learned, _ = checkpoints.load(weights)
     session = Session(config, render=video is not None)
@@ -53,6 +64,11 @@ def evaluate(
         records = directory.read_metrics()
         if records:
             session.worlds.steps[...] = records[-1]["steps"]
+        if cross:
+            own = directory.path / f"{OWN}.npz"
+            policies = crossing(learned, checkpoints.load(own)[0] if own.exists() and not best else {})
+            show_crossing(session, policies, out, as_json)
+            return
         judged = session.evaluate()
         agents = [spread(returns) for returns in judged]
         if as_json:
@@ -70,6 +86,35 @@ def evaluate(
             say.print(f"filmed agent {agent}: {video}")
     finally:
         session.close()
+
+
+def crossing(learned: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The policies of a run by name: of each agent, where there are such, and the one that all share."""
+    shared = all(len(rows) == 1 for rows in learned.values())
+    each = own if shared else learned
+    agents = max((len(rows) for rows in each.values()), default=0)
+    found = {f"agent {k}": {name: rows[k : k + 1] for name, rows in each.items()} for k in range(agents)}
+    return found | ({"shared": dict(learned)} if shared else {})
+
+
+def show_crossing(session: Session, policies: Mapping[str, Mapping[str, Any]], out: Path | None, as_json: bool) -> None:
+    """A line per policy, a column per world; the same episodes for everybody."""
+    from runs import links
+
+    found = {}
+    for name, policy in policies.items():
+        session.fleet.load_learned(policy)
+        found[name] = session.evaluate().mean(axis=1).tolist()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        rows = Table("policy", *(f"world {j}" for j in session.numbers), "mean", "worst", box=None)
+        for name, values in found.items():
+            rows.add_row(name, *map(short, [*values, sum(values) / len(values), min(values)]))
+        Console().print(rows)
+    if out is not None:
+        links.crossing(out, found)
+        note(f"drawn: {out}")
 
 
 def plot(
@@ -334,16 +379,16 @@ def show_ways(value: float, x: str, found: Mapping[str, dict[str, Any]]) -> None
 
 def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
     """A line per group of seeds."""
-    rows = Table(
-        head, "seeds", "mean", "std", "interquartile mean", "95% band", "worst (seed)", "env steps", "seconds", box=None
-    )
+    columns = ("seeds", "mean", "std", "interquartile mean", "95% band", "worst (seed)", "worst agent")
+    rows = Table(head, *columns, "env steps", "seconds", box=None)
     for label, one in found.items():
-        words = ["-"] * 5
+        words = ["-"] * 6
         if one["seeds"]:
             mean, std, middle, low, high, worst = (
                 short(one[name]) for name in ("mean", "std", "iqm", "low", "high", "worst")
             )
-            words = [mean, std, middle, f"{low} to {high}", f"{worst} ({one['worst_seed']})"]
+            agent = f"{short(one['worst_agent'])} +- {short(one['worst_agent_std'])}"
+            words = [mean, std, middle, f"{low} to {high}", f"{worst} ({one['worst_seed']})", agent]
         cost = (f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}")
         rows.add_row(escape(label), str(one["seeds"]), *words, *cost)
     console = Console()

@@ -78,6 +78,10 @@ class RunConfig(PartyConfig):
         "gossip, peers without a server, a process each.",
         choices=("local", "ray", "grpc", "gossip"),
     )
+    unseen: dict[str, Any] = option(
+        {},
+        "Worlds that no agent trains in, by name: tables of what differs from 'world'. Judgements are also made there.",
+    )
     rounds: int = option(0, "Rounds after which the run ends; 0: only 'steps' counts.", low=0)
     steps: int = option(100_000, "Environment steps of each agent after which it ends; 0: only 'rounds' counts.", low=0)
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)

@@ -152,6 +152,8 @@ def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
         middle = {"iqm": interquartile_mean(values[:, None])[0], "low": low[0], "high": high[0]}
         found |= {name: round(float(value), 4) for name, value in (spread(values) | middle).items()}
         found["worst_seed"] = min(known, key=lambda seed: known[seed])
+        lowest = np.array([worst for worst in map(worst_agent, runs.values()) if worst is not None])
+        found |= {"worst_agent": round(float(lowest.mean()), 4), "worst_agent_std": round(float(lowest.std()), 4)}
     return found | {
         "env_steps": sum(sum(records[-1]["steps"]) for records in runs.values()),
         "wall_s": round(sum(records[-1]["wall_s"] for records in runs.values()), 3),
@@ -185,6 +187,12 @@ def final_return(records: Records) -> float | None:
     return returns[-1] if returns else None
 
 
+def worst_agent(records: Records) -> float | None:
+    """The lowest return of any agent at the last judgement."""
+    judged = [record["return"] for record in records if np.isfinite(mean_return(record))]
+    return min(value for value in judged[-1] if value is not None) if judged else None
+
+
 def summary(records: Records) -> dict[str, Any]:
     """What a run comes to."""
     if not records:
@@ -194,6 +202,7 @@ def summary(records: Records) -> dict[str, Any]:
         "rounds": records[-1]["round"],
         "env_steps": sum(records[-1]["steps"]),
         "final_return": final_return(records),
+        "worst_agent": worst_agent(records),
         "best_return": max(returns, default=None),
         "bytes_up": sum(sum(record["bytes_up"]) for record in records),
         "bytes_down": sum(sum(record["bytes_down"]) for record in records),

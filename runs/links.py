@@ -1,7 +1,8 @@
-"""Pictures of agents that pull one another: who learns from whom, and how far from each other all of them are."""
+"""Pictures of agents beside each other: who learns from whom, how far apart they are, who does well in whose world."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,25 @@ def matrix(path: Path, C: F64, title: str = "") -> None:
             dark = C[k, j] > 0.6 * C.max()
             axes.text(j, k, f"{C[k, j]:.3g}", ha="center", va="center", color="white" if dark else "black")
     figure.colorbar(shown, label="weight")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def crossing(path: Path, found: Mapping[str, Sequence[float]], title: str = "") -> None:
+    """How each policy does in each world: a row per policy."""
+    plt = _pyplot(path)
+    values = np.array(list(found.values()))
+    policies, worlds = values.shape
+    figure, axes = plt.subplots(figsize=(1.5 + 0.9 * worlds, 1.5 + 0.5 * policies), layout="constrained")
+    shown = axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.set_yticks(range(policies), list(found))
+    axes.set(xticks=range(worlds), xlabel="in the world of agent", ylabel="policy of", title=title)
+    dark = (values.max() + values.min()) / 2
+    if worlds <= 12:
+        for i, j in np.ndindex(policies, worlds):
+            colour = "white" if values[i, j] < dark else "black"
+            axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", color=colour)
+    figure.colorbar(shown, label="return")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

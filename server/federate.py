@@ -29,6 +29,7 @@ from runs.trackers import Trackers
 from server.grids import LocalGrid
 from server.ledger import Ledger, over_rounds, truth
 from server.rounds import Interrupted, QuorumError, Rounds
+from server.unseen import Unseen
 from strategies.alone import Alone
 from strategies.fedavg import FedAvg
 from strategies.fedavg_td3 import FedAvgTD3
@@ -52,10 +53,13 @@ def check(config: RunConfig, session: Session) -> None:
                 f"the engine '{config.engine}' has a server, and {config.strategy} needs none: take local or gossip"
             )
         _pulled_by_nobody(config)
+        if config.unseen:
+            raise Mistake(f"'unseen' is for runs with a server, and {config.strategy} has none: judge with fedrl eval")
         check_peers(config, session)
         return
     if config.engine == "gossip":
         raise Mistake(f"the engine gossip has no server, and {config.strategy} needs one: take local, ray or grpc")
+    Unseen(config, session).close()
     make_strategy(config, session)
 
 
@@ -112,7 +116,7 @@ def _federate(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
     gained = [0] * config.agents
-    with closing(trackers):
+    with closing(trackers), closing(Unseen(config, session)) as unseen:
         try:
             for words in [] if number else odd(config):
                 both(words)
@@ -126,6 +130,7 @@ def _federate(
                 }
                 judge = strategy.passes(this, config.federation.evaluate_every) or last
                 record = rounds.round(this, extra, judge and config.evaluate_episodes > 0)
+                record |= unseen.judge(kept.learned()) if judge and config.unseen else {}
                 number = this
                 liars = session.plan.attackers(number)
                 if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of

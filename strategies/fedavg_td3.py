@@ -24,6 +24,9 @@ from strategies.messages import Trained
 from strategies.robust import Rule
 from strategies.schedule import ACTOR, Schedule
 
+# The file of the actors that agents last had of their own.
+OWN = "own"
+
 
 @dataclass(frozen=True)
 class SyncConfig:
@@ -131,7 +134,7 @@ class FedAvgTD3(FedAvg):
         return self._done(number) // usual > self._done(number - 1) // usual
 
     def keepsakes(self) -> dict[str, Arrays]:
-        return {} if self.personal else {"own": {ACTOR: self.actors}}
+        return {} if self.personal else {OWN: {ACTOR: self.actors}}
 
     def state(self) -> Arrays:
         counts = {name: getattr(self, name) for name in ("actors", "made", "has", "worked", "lived")}

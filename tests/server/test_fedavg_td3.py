@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,8 +16,9 @@ from flwr.app import Context, Message, MessageType, RecordDict
 import client.client_app
 from agents.replay import Batch
 from agents.td3 import TD3Fleet
+from cli.main import main
 from client.session import RunConfig, Session
-from core.config import build, flatten, override
+from core.config import build, flatten, nested, override
 from core.errors import Mistake
 from core.streams import agent_seeds
 from runs import checkpoints
@@ -252,6 +254,49 @@ def test_what_is_judged_is_what_all_share(tmp_path: Path) -> None:
     np.testing.assert_allclose(own.mean(axis=0), shared["actor"][0], atol=1e-6)
 
 
+HEAVY = {"heavy": {"physics": {"mass": 2.0, "length": 1.0}}, "long": {"physics": {"length": [1.5, 1.6, 1.7]}}}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg-td3", "alone"])
+def test_policies_are_judged_in_worlds_that_nobody_trains_in(tmp_path: Path, strategy: str) -> None:
+    """And nothing else of the run changes; ``fedrl eval --set world...`` builds the same world."""
+    plain = local(tmp_path / "plain", config(strategy=strategy))
+    session = prepare(config(strategy=strategy, unseen=HEAVY))
+    run = local(tmp_path / "run", config(strategy=strategy, unseen=HEAVY), session)
+    assert column(plain, "return") == column(run, "return")
+    assert [record["round"] for record in run.read_metrics() if "return.heavy" in record] == [
+        record["round"] for record in run.read_metrics() if record["return"][0] is not None
+    ]
+    world = CONF["world"] | HEAVY["long"]
+    other = Session(config(strategy=strategy, world=world))
+    other.fleet.load_learned(checkpoints.load(run.weights)[0])
+    np.testing.assert_allclose(last(run, "return.long"), other.evaluate().mean(axis=1))
+
+
+def test_who_does_well_in_whose_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The matrix of fedrl eval --cross: its diagonal is what each agent does at home."""
+    for strategy, names in {"fedavg-td3": 3 * ["agent"] + ["shared"], "alone": 3 * ["agent"]}.items():
+        given = config(strategy=strategy)
+        run = local(tmp_path / strategy, given)
+        run.write_conf(nested(given))
+        found = []
+        for more in (["--cross", "--out", str(tmp_path / f"{strategy}.png")], []):
+            words = ["fedrl", "eval", str(run.path), "--episodes", "2", "--json", *more]
+            monkeypatch.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code
+            found.append(json.loads(capsys.readouterr().out))
+        crossed, home = found
+        assert [name.split()[0] for name in crossed] == names
+        assert (tmp_path / f"{strategy}.png").stat().st_size > 5000
+        mine = crossed["shared"] if "shared" in crossed else [crossed[f"agent {k}"][k] for k in range(3)]
+        np.testing.assert_allclose(mine, [one["mean"] for one in home["agents"]], rtol=1e-5)
+        assert len(set(map(tuple, crossed.values()))) == len(names)
+
+
 # --- who is missing, who came back ------------------------------------------------------------------------------------
 
 
@@ -321,6 +366,10 @@ def test_who_forgot_everything_is_sent_everything(tmp_path: Path, monkeypatch: p
         (["strategy=central", "engine=grpc", "world.copies=2"], "must be 1, not 2"),
         (["strategy=alone", "td3.pull=l2"], "only fedavg-td3 keeps them"),
         (["td3.pull=kl", "td3.beta-actor=1", "td3.exploration=0"], "'td3.exploration', which is 0"),
+        (["unseen.heavy=3"], "'unseen.heavy' is a table"),
+        (["unseen.heavy.mass=3"], "unknown key 'unseen.heavy.mass'"),
+        (["unseen.other.id=MountainCarContinuous-v0", "unseen.other.physics={}"], "has other observations or actions"),
+        (["unseen.heavy.physics={}", "evaluate-episodes=0"], "'evaluate-episodes' is 0"),
         (["sync.critic-every=0"], "'sync.critic-every' must be at least 1"),
     ],
 )  # fmt: skip
