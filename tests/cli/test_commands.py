@@ -94,7 +94,6 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("run", "CONF", "--set", "td3.gama=1"), "did you mean 'td3.gamma'"),
         (("run", "CONF", "--set", "wandb=3"), "true or false"),
         (("run", "CONF", "--nodes", "2"), "--nodes is for the engine grpc"),
-        (("run", "CONF", "--engine", "grpc"), "set strategy"),
         (("run", "CONF", "--engine", "grpc", "--set", "strategy=fedavg", "--nodes", "9"), "nothing to do for 2 agents"),
         (("run", "CONF", "--engine", "mars"), "'engine' is one of"),
         (("run", "CONF", "--set", "steps=0"), "would never end"),
