@@ -69,8 +69,8 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         if session.plan.attackers(order.round):
             came = {name: session.fleet.shared(name)[rows] for name in session.fleet.parts if name in order.parts}
         report = session.train(order.work, rows, order.settle, order.round, order.pause)
-        own = exchangeable(session.fleet)
-        honest = {name: own[name][rows] for name in order.parts}
+        own, whole = exchangeable(session.fleet), rows == list(range(len(session.numbers)))
+        honest = {name: own[name] if whole else own[name][rows] for name in order.parts}
     else:
         (part,) = order.parts
         gradient, report = session.measure(part, order.work, rows, order.settle, order.round)

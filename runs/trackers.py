@@ -32,6 +32,8 @@ class Trackers:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One round, at the agents' mean step count."""
+        if self._board is None and self._wandb is None:
+            return
         at, found = int(np.mean(record["steps"])), scalars(record)
         if self._board is not None:
             from tensorboard.compat.proto.event_pb2 import Event

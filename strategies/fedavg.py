@@ -43,6 +43,12 @@ class FedAvg(Federation):
             for name, row in start.items()
         }
         self._packed: dict[str, bytes] = {}
+        # What agents sent is gathered here: fresh memory of this size costs more than the mean of it.
+        self._sent = {
+            name: np.empty((agents, width), np.float32)
+            for name, width in self.widths.items()
+            if not name.startswith(messages.MOMENTS)
+        }
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, self.order(number, self._entries(), extra))
@@ -67,7 +73,8 @@ class FedAvg(Federation):
     ) -> dict[str, Any]:
         """The rule makes one row of a part out of many; returns who had a say."""
         try:
-            verdict = self.rule(np.stack([reply.parts[name] for reply in replies]), weights)
+            rows = np.stack([reply.parts[name] for reply in replies], out=self._sent[name][: len(replies)])
+            verdict = self.rule(rows, weights)
         except TooFewError as error:
             log(WARNING, "round %d keeps what it had of '%s': %s", number, name, error)
             return {}

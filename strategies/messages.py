@@ -97,7 +97,7 @@ def content(*entries: Mapping[str, Any]) -> RecordDict:
 def entries(content: RecordDict) -> dict[str, Any]:
     """What a message holds, by name."""
     record = content.get(RECORD)
-    return dict(record) if isinstance(record, ConfigRecord) else {}
+    return dict(record.items()) if isinstance(record, ConfigRecord) else {}
 
 
 def arrays(content: RecordDict) -> dict[str, int]:
