@@ -98,7 +98,7 @@ def _gossip(
             lived = session.worlds.steps.copy()
             last = config.over(number, (lived + gained).tolist())
             judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
-            record = _round(config, session, peers, number, judge) | {"wall_s": 0.0}
+            record = _round(config, session, peers, number, judge)
             gained = session.worlds.steps - lived
             record["wall_s"] = round(time.perf_counter() - begun, 6)
             directory.log(record)
