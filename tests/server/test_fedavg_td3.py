@@ -297,6 +297,18 @@ def test_who_does_well_in_whose_world(
         assert len(set(map(tuple, crossed.values()))) == len(names)
 
 
+def test_rounds_shorter_than_episodes_do_not_end_them(tmp_path: Path) -> None:
+    """In a world whose state cannot be saved: 60 steps are two episodes of 30, in rounds of 5, or in two stretches of
+    ``work`` that settle none."""
+    world = {"id": "MountainCarContinuous-v0", "horizon": 30}
+    ended = {}
+    for every in (1, 100):
+        given = config(world=world, work=20, **{"settle-every": every, "checkpoint-every": 100})
+        run = local(tmp_path / str(every), given)
+        ended[every] = [sum(row[k] for row in column(run, "episodes")) for k in range(3)]
+    assert ended == {1: [0] * 3, 100: [2] * 3}
+
+
 # --- who is missing, who came back ------------------------------------------------------------------------------------
 
 
@@ -399,10 +411,18 @@ def test_what_has_a_price_is_said(tmp_path: Path, settings: list[str], words: li
 # --- real processes ---------------------------------------------------------------------------------------------------
 
 
+MOUNTAIN = ["world.id=MountainCarContinuous-v0", "world.physics={}", "settle-every=100", "checkpoint-every=100"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["grpc", "ray"])
 @pytest.mark.parametrize(
-    "settings", [[], ["sync.exchange=gradients", *EACH], ["strategy=central"], ["strategy=alone"]], ids=" ".join
+    ("engine", "settings"),
+    [
+        *((engine, settings) for engine in ("grpc", "ray") for settings in (
+            [], ["sync.exchange=gradients", *EACH], ["strategy=central"], ["strategy=alone"],
+        )),
+        ("grpc", MOUNTAIN),  # episodes of 15 over rounds of 5: a node ends none of them, Flower's simulation must
+    ],
 )  # fmt: skip
 def test_engines_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, settings: list[str]) -> None:
     import tomli_w
