@@ -160,6 +160,8 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
     _pulled_by_nobody(config)
     if config.strategy in ("central", "fedavg-td3") and config.algorithm != "td3":
         raise Mistake(f"{config.strategy} is for td3, not for {config.algorithm}: set algorithm, or another strategy")
+    if config.strategy == "central" and config.federation.fraction < 1:
+        raise Mistake("central is one learner with the transitions of all agents: leave 'federation.fraction' at 1")
     if config.strategy == "alone" or (config.strategy == "central" and config.schedule is None):
         away = {} if config.engine == "local" else exchangeable(session.fleet)
         return Alone({name: rows.shape[1] for name, rows in away.items()}, **given)

@@ -376,6 +376,7 @@ def test_who_forgot_everything_is_sent_everything(tmp_path: Path, monkeypatch: p
         (["world.copies=2"], "sync.critic-every is 5 steps, and 2 copies step at once"),
         (["world.copies=3", "sync.critic-every=6"], "td3.policy-delay is 10 steps, and 3 copies"),
         (["strategy=central", "engine=grpc", "world.copies=2"], "must be 1, not 2"),
+        (["strategy=central", "federation.fraction=0.5"], "leave 'federation.fraction' at 1"),
         (["strategy=alone", "td3.pull=l2"], "only fedavg-td3 keeps them"),
         (["td3.pull=kl", "td3.beta-actor=1", "td3.exploration=0"], "'td3.exploration', which is 0"),
         (["unseen.heavy=3"], "'unseen.heavy' is a table"),
