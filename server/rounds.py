@@ -96,7 +96,8 @@ class Rounds:
         self.app = digest.installed()
         self.health = Health()
         self._open: dict[str, _Letter] = {}
-        self._usual: dict[str, float] = {}  # seconds until the first answer of the last exchange of a kind
+        # Seconds until the first answer of the last exchange of a kind, if its work was of the usual length.
+        self._usual: dict[str, float] = {}
         self._asked_who: set[int] = set()
         self._looked, self._asked_again = -math.inf, time.monotonic()
 
@@ -183,6 +184,8 @@ class Rounds:
         # Judging needs no quorum: a round whose learning is done is not thrown away for want of a figure.
         quorum = self._quorum(len(asked)) if training else 0
         begun, told = time.monotonic(), False
+        length = self.strategy.length(number) if training else 1.0
+        usual = self._usual.get(kind, 0.0) * length
         while True:
             for letter, reply in self._arrived():
                 if (letter.number, letter.kind) != (number, kind):
@@ -196,8 +199,8 @@ class Rounds:
                         raise RefusedError("duplicate", "it has already answered from another node")
                     with ledger.timing("serialising_s"):
                         found = self._checked(letter, reply, read)
-                    if not got:
-                        self._usual[kind] = time.monotonic() - begun
+                    if not got and length:
+                        self._usual[kind] = (time.monotonic() - begun) / length
                     got[letter.agent] = found
                 except RefusedError as error:
                     spoiled.add(letter.agent)
@@ -218,7 +221,7 @@ class Rounds:
                 raise Interrupted
             self._look()
             with ledger.timing("waiting_s"):
-                time.sleep(_pause(waited, self._usual.get(kind, 0.0) if not got else 0.0))
+                time.sleep(_pause(waited, usual if not got else 0.0))
         if training:
             self._settle_accounts(number, asked, posted, got.keys(), spoiled)
         return got

@@ -129,6 +129,10 @@ class FedAvgTD3(FedAvg):
             away[reply.agent] = float(np.linalg.norm(reply.parts[part].astype(np.float64) - into[part]))
         return notes | {f"distance.{part}": away}
 
+    def length(self, number: int) -> float:
+        stretch = self.schedule.stretch(number)
+        return (stretch.end - stretch.begin) / max(self.work, 1)
+
     def passes(self, number: int, every: int) -> bool:
         usual = max(self.work * every, 1)
         return self._done(number) // usual > self._done(number - 1) // usual

@@ -76,6 +76,10 @@ class Federation(Strategy):
     def learned(self) -> Arrays:
         """All that acting needs, a row per agent or one for everybody; empty when agents keep theirs to themselves."""
 
+    def length(self, number: int) -> float:
+        """How long a round's work is beside that of a usual one."""
+        return 1.0
+
     def passes(self, number: int, every: int) -> bool:
         """Whether this round ends at or passes a multiple of ``every`` usual rounds (a usual one is ``work`` long)."""
         return number % every == 0
