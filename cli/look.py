@@ -222,7 +222,10 @@ def table(
 # Runs and their groups ------------------------------------------------------------------------------------------------
 
 # Keys that make no other experiment: runs that differ in nothing else are seeds of one conf.
-SAME = ("seed", "engine", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "threads")
+SAME = (
+    "seed", "engine", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "threads", "gossip.roster",
+    "gossip.certificates",
+)  # fmt: skip
 
 # What is said first of runs that differ in much.
 TELLING = ("algorithm", "strategy", "world.id")
@@ -248,6 +251,7 @@ def read(places: list[Path]) -> list[Run]:
     from client.session import RunConfig
     from core.config import nested
     from runs.directory import RunDirectory
+    from runs.peers import PEERS
 
     paths: dict[Path, bool] = {}
     for place in places:
@@ -255,6 +259,8 @@ def read(places: list[Path]) -> list[Run]:
             paths[place] = True
             continue
         below = [conf.parent for conf in place.rglob(RunDirectory(place).conf.name)]
+        # The peers of a run that is there itself are in it.
+        below = [path for path in below if path.parent.name != PEERS or path.parents[1] not in below]
         if not below:
             raise Mistake(f"{place} holds no run (no {RunDirectory(place).conf.name} in it or below it)")
         for path in sorted(below, key=lambda path: (path.parent, len(path.name), path.name)):
@@ -277,7 +283,24 @@ def read(places: list[Path]) -> list[Run]:
             note(f"left out, it has no metrics yet: {name}")
     if not found:
         raise Mistake("none of the runs has metrics yet")
-    return found
+    return together(found)
+
+
+def together(runs: list[Run]) -> list[Run]:
+    """Peers that ran as processes, with a directory each, as the one run that they are; all other runs as they are."""
+    from runs.peers import joined
+
+    networks: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        alone = len(run.records[-1].get("peers", ())) == 1 and run.conf["agents"] != "1"
+        key = (run.conf["seed"], *(f"{name}={value}" for name, value in run.kind.items())) if alone else (run.name,)
+        networks.setdefault(key, []).append(run)
+    return [
+        members[0]
+        if len(members) == 1
+        else Run(members[0].name, members[0].conf, joined([one.records for one in members]))
+        for members in networks.values()
+    ]
 
 
 def leaves(table: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:

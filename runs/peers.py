@@ -13,6 +13,8 @@ from runs import checkpoints
 from runs.directory import RunDirectory
 
 Record = dict[str, Any]
+# Where the directories of peers are that one command started, in the run's own.
+PEERS = "peers"
 # What counts on from round to round: who was away has what it had.
 GOES_ON = ("steps", "trajectories")
 # Rounds that the others may be ahead before a round is told without those that have not come to it.
@@ -65,7 +67,7 @@ class Together:
 
     def __init__(self, directory: RunDirectory, peers: int) -> None:
         self.directory = directory
-        self.parts = [RunDirectory(directory.path / "peers" / str(peer)) for peer in range(peers)]
+        self.parts = [RunDirectory(directory.path / PEERS / str(peer)) for peer in range(peers)]
         self.told = max((record["round"] for record in directory.read_metrics()), default=0)
 
     def news(self, working: Sequence[bool]) -> list[Record]:
