@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from os import SEEK_END
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ PEERS = "peers"
 GOES_ON = ("steps", "trajectories")
 # Rounds that the others may be ahead before a round is told without those that have not come to it.
 PATIENCE = 3
+KEPT = 20  # records of a peer that are kept while its run is followed
 
 
 def joined(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Record]:
@@ -69,21 +72,39 @@ class Together:
         self.directory = directory
         self.parts = [RunDirectory(directory.path / PEERS / str(peer)) for peer in range(peers)]
         self.told = max((record["round"] for record in directory.read_metrics()), default=0)
+        self._read, self._records = [0] * peers, [list[Record]() for _ in range(peers)]
 
     def news(self, working: Sequence[bool]) -> list[Record]:
         """The rounds that have been done since by all peers at work, or by the others long ago."""
-        records = [part.read_metrics() if part.metrics.exists() else [] for part in self.parts]
-        rounds = [max((record["round"] for record in one), default=0) for one in records]
+        for peer in range(len(self.parts)):
+            self._catch_up(peer)
+        rounds = [max((record["round"] for record in one), default=0) for one in self._records]
         furthest = max(rounds)
         last = min((number for number, at_work in zip(rounds, working, strict=True) if at_work), default=furthest)
         last = max(last, furthest - PATIENCE)
         if last <= self.told:
             return []
-        new = [record for record in joined(records) if self.told < record["round"] <= last]
+        new = [record for record in joined(self._records) if self.told < record["round"] <= last]
         for record in new:
             self.directory.log(record)
         self.told = last
+        # What was told is not needed again, but for the steps of those who are away.
+        self._records = [one[-KEPT:] for one in self._records]
         return new
+
+    def _catch_up(self, peer: int) -> None:
+        """Read what a peer has written since; from the beginning where it was begun anew."""
+        metrics = self.parts[peer].metrics
+        if not metrics.exists():
+            return
+        with metrics.open("rb") as file:
+            if file.seek(0, SEEK_END) < self._read[peer]:
+                self._read[peer], self._records[peer] = 0, []
+            file.seek(self._read[peer])
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read[peer] += len(whole)
+        self._records[peer] += [json.loads(line) for line in whole.splitlines()]
 
     def save_weights(self) -> list[int]:
         """The weights of all peers as a row each; returns who left none."""

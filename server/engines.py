@@ -23,7 +23,7 @@ from core.config import flatten, nested
 from core.errors import Failure, Mistake
 from runs import figures
 from runs.directory import RunDirectory
-from runs.peers import Together
+from runs.peers import PEERS, Together
 from server.control import Control, Status
 from server.federate import check, federate
 from server.grids import LocalGrid
@@ -174,32 +174,36 @@ def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say,
         config = replace(config, gossip=replace(config.gossip, roster=here))
     conf = place / "peers.toml"
     conf.write_text(tomli_w.dumps(nested(config)))
-    together, asked, quiet = Together(directory, config.agents), False, dict[int, int]()
+    logs = [place / "logs" / f"peer-{peer}.log" for peer in range(config.agents)]
+    together, asked, failed = Together(directory, config.agents), False, dict[int, str]()
+    said = [len(part.notes()) for part in together.parts]
     with processes() as started:
         for peer in range(config.agents):
-            started.append(start_peer(conf, peer, place / "peers" / str(peer), place / "logs" / f"peer-{peer}.log"))
+            started.append(start_peer(conf, peer, together.parts[peer].path.resolve(), logs[peer]))
         while True:
             working = [process.poll() is None for process in started]
             for record in together.news(working):
                 tell(record)
             for peer, part in enumerate(together.parts):
-                for words in part.notes()[quiet.get(peer, 0) :]:
-                    quiet[peer] = quiet.get(peer, 0) + 1
+                for words in part.notes()[said[peer] :]:
+                    said[peer] += 1
                     say(f"peer {peer}: {words}")
+            for peer, process in enumerate(started):
+                if peer not in failed and process.returncode not in (None, 0, ENDED_EARLY):
+                    failed[peer] = (logs[peer].read_text(errors="replace").strip().splitlines() or ["no word"])[-1]
+                    say(f"peer {peer} has failed: {failed[peer]}")
             if stop() and not asked:
                 send(running(started), signal.SIGTERM)
                 asked = True
             if not any(working):
                 break
             time.sleep(0.1)
-        failed = [peer for peer, process in enumerate(started) if process.returncode not in (0, ENDED_EARLY)]
     records = directory.read_metrics()
     if failed and (len(failed) == config.agents or not records):
-        log = place / "logs" / f"peer-{failed[0]}.log"
-        last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise Failure(f"peer {failed[0]} has failed: {last} (its log: {log})")
+        first = min(failed)
+        raise Failure(f"peer {first} has failed: {failed[first]} (its log: {logs[first]})")
     if without := together.save_weights():
-        say(f"no weights of peer {', '.join(map(str, without))}: those of the others lie in {place / 'peers'}")
+        say(f"no weights of peer {', '.join(map(str, without))}: those of the others lie in {place / PEERS}")
     finished = bool(records) and config.over(records[-1]["round"], records[-1]["steps"])
     return figures.summary(records) | {"run_dir": str(directory.path), "interrupted": not finished}
 

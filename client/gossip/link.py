@@ -59,9 +59,9 @@ class Link:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """After ``here.closing`` was set: the thread says goodbye, and ends."""
-        self._thread.join(self.here.patience.call + 1)
+    def close(self, deadline: float) -> None:
+        """After ``here.closing`` was set: the thread says goodbye, and ends; by then, whatever it waits for."""
+        self._thread.join(max(deadline - time.monotonic(), 0.0))
         self._channel.close()
 
     # For the other threads of this peer.
@@ -147,13 +147,15 @@ class Link:
             except grpc.RpcError as error:
                 self._failed(words(error))
                 again = True
+            except ValueError:
+                return  # the channel was closed
             pause = min(max(2 * pause, AGAIN_S), LONGEST_S) if again else 0.0
         with self.here.changed:
             goodbye = self.greeting(self.life) if self._reached else None
         if goodbye is not None:
             try:
                 self.stub.Greet(goodbye, timeout=1.0)
-            except grpc.RpcError:
+            except (grpc.RpcError, ValueError):
                 return  # it sees by itself that we are gone
 
     def _next(self, pause: float) -> Callable[[], bool] | None:

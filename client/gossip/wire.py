@@ -24,6 +24,7 @@ from client.gossip.topology import Topology
 from core.errors import Failure
 
 COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "duplicates", "stale", "held", "kept", "returned")
+CLOSE_S = 2.0  # for saying goodbye
 FLUSH_S = 5.0  # for what is on its way to be answered, when this peer is told to stop
 
 
@@ -166,8 +167,9 @@ class Wire:
         with self.here.changed:
             self.here.state, self.here.closing = pb.STATE_LEAVING, True
             self.here.changed.notify_all()
+        deadline = time.monotonic() + CLOSE_S
         for link in self.links.values():
-            link.close()
+            link.close(deadline)
         self.service.stop()
 
     # The medium.
@@ -211,7 +213,8 @@ class Wire:
                 if self.silent(number):
                     break
                 row = vectors[0] if lies is None else lies(peer).get(0, vectors[0])
-                link.put(Parcel(number, row, word=Word(tag, turn, last)), 0.0)
+                if link.there and not link.put(Parcel(number, row, word=Word(tag, turn, last)), 0.0):
+                    self.here.counts["kept"] += 1
             if last:
                 self._done_with(tag)
                 return [Heard(np.empty(0, np.int64), vectors[:0])]
