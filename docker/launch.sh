@@ -12,5 +12,5 @@ fi
 if [ -e "$run/conf.toml" ]; then
     exec fedrl run --resume "$run" $there ${SET:+$(printf -- '--set %s ' $SET)}
 fi
-settings="agents=$agents attack.byzantine=$ATTACKERS tensorboard=true checkpoint-every=5 $SET"
+settings="agents=$agents attack.byzantine=$ATTACKERS tensorboard=true checkpoint-every=5 ${MORE:-} $SET"
 exec fedrl run "conf/$CONF.toml" --seed "$SEED" --out "$run" $there $(printf -- '--set %s ' $settings)
