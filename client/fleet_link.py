@@ -63,6 +63,7 @@ WAIT_S = 30.0  # how long an announced object may take to arrive at the SuperLin
 LEAVE_S = 2.0  # deadline of a call of a node that leaves
 HEARTBEAT_S = 10.0  # what we promise (Flower's least); after twice that without one, the SuperLink holds us for gone
 KEY_S = 30.0  # how long a refused key is tried again: its last node may still be held to be online
+AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)  # the network; a database that is busy for a moment
 FLYING = 8  # objects on their way at a time, on a slow line
 SLOW_S = 0.03  # a call that takes longer has gone a long way
 SIGNATURE_S = 10.0  # a signature serves so long (the SuperLink takes it for 300 s); making one costs more than a call
@@ -158,7 +159,7 @@ class FleetLink:
             grpc.RpcError,
             max_tries=None,
             max_time=RETRY_S,
-            should_giveup=lambda error: stop() or cast(Any, error).code() is not grpc.StatusCode.UNAVAILABLE,
+            should_giveup=lambda error: stop() or cast(Any, error).code() not in AGAIN,
             wait_function=wait,
         )
         self._lag = 0.0  # how long the last small call took
@@ -353,7 +354,7 @@ class FleetLink:
         try:
             return call.result()
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if error.code() in AGAIN:
                 return self._insist(name, request, OBJECT_S)
             raise self._meaning(error) from None
 
