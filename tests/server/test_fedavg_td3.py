@@ -431,7 +431,7 @@ def test_engines_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engi
     monkeypatch.setenv("FEDRL_HOME", str(tmp_path / "home"))
     conf = tmp_path / "conf.toml"
     # Whoever compiles first is slow: nobody may be left behind for that.
-    short = {"steps": 30, "federation": {"deadline-s": 120.0}}
+    short = {"steps": 40, "federation": {"deadline-s": 120.0}}
     conf.write_text(tomli_w.dumps(override(CONF | short, settings)))
     for name in ("local", engine):
         command = [sys.executable, "-m", "cli.main", "run", str(conf), "--out", str(tmp_path / name), "--engine", name]
