@@ -103,11 +103,8 @@ class Wire:
                 link.greet_soon()
 
     def join(self, number: int) -> tuple[int, F32 | None]:
-        with self.here.changed:
-            self.here.round = number
         late = self.gather()
-        # Those who stopped together may have stopped a round or two apart.
-        there, row = self.catch_up() if late else (max(number, self._middle()), None)
+        there, row = self.catch_up() if late else (number, None)
         self.begin(there, late=late)
         if late:
             self.here.say(f"the others are at work: caught up with them after round {there}")
@@ -127,14 +124,10 @@ class Wire:
     def next(self, number: int, weights: F32) -> int:
         with self.here.changed:
             self.here.published = (number - 1, weights[0].astype("<f4"))
-        middle = self._middle()
+            # The round that half of the others have come to; what a few pretend does not move it.
+            rounds = sorted(link.round for link in self.links.values() if link.there)
+        middle = rounds[(len(rounds) - 1) // 2] if rounds else 0
         return middle if middle > number + AHEAD else number
-
-    def _middle(self) -> int:
-        """The round that half of the others have come to; what a few pretend does not move it."""
-        with self.here.changed:
-            rounds = sorted(link.round for link in self.links.values() if link.life)
-        return rounds[(len(rounds) - 1) // 2] if rounds else 0
 
     def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
         """All rounds are done: hand over what is on its way, wait for the others, and add up what came last.

@@ -66,6 +66,26 @@ def test_ten_rounds_are_the_same_as_in_one_process_bit_for_bit(topology: str) ->
     assert not net.said
 
 
+def test_who_begins_last_begins_with_the_first_round() -> None:
+    """Others may be in it already when a slow peer sees that all are there."""
+    X, Y = starts(3, 10)
+    with network("ring", 3, 10) as net:
+        wires = [net.start(k) for k in range(3)]
+
+        def goes(wire: Wire) -> int:
+            k = wire.peers[0]
+            if k == 2:
+                deadline = time.monotonic() + 20
+                while wire.links[0].round + wire.links[1].round < 2 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            number, row = wire.join(0)
+            assert row is None
+            wire.mix(number + 1, X[k : k + 1], Y[k : k + 1])
+            return number
+
+        assert together([lambda w=w: goes(w) for w in wires]) == [0, 0, 0]
+
+
 def test_vectors_of_several_pieces_arrive_whole() -> None:
     X, Y = starts(2, 600_000)
     with network("ring", 2, 600_000) as net:
@@ -241,7 +261,7 @@ def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
     learned = np.repeat(np.float32([[1], [1], [4], [4]]), 50, axis=1)
     parted = {(i, k) for i in range(4) for k in range(4) if (i < 2) != (k < 2)}
     faults, meeting = Faults(), threading.Barrier(4, timeout=60)
-    with network("exponential", 4, 50, replace(QUICK, deadline=0.5, dead=0.5, beat=0.1), faults) as net:
+    with network("exponential", 4, 50, replace(QUICK, deadline=1.0, dead=2.0, beat=0.2), faults) as net:
         wires = [net.start(k) for k in range(4)]
 
         def goes(wire: Wire) -> tuple[F32, F64, F32, F32]:
@@ -271,7 +291,7 @@ def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
     assert {words for words in net.said if "is gone" in words}, "both halves noticed"
     x, y, apart, near = (np.concatenate([np.atleast_2d(one[at]) for one in done]) for at in range(4))
     assert np.ptp(apart[:2], axis=0).max() < 0.01 and np.ptp(apart[2:], axis=0).max() < 0.01
-    assert np.ptp(apart, axis=0).min() > 1.0, "the halves have learned different things"
+    assert np.ptp(apart, axis=0).min() > 0.5, "the halves have learned different things"
     assert np.ptp(near, axis=0).max() < 0.01
     whole(x, y.reshape(-1), X + learned)
 
