@@ -123,7 +123,7 @@ def test_a_peer_that_is_killed_comes_again_and_all_save_when_they_are_told_to_st
     assert wait(lambda: len(rounds(0)) > then + 10, LONG_S), "the others go on"
     peers[1] = net(1)
     assert wait(lambda: said(1, "caught up with them after round"), LONG_S), runs[1].notes()
-    assert said(0, "peer 1 is back")
+    assert wait(lambda: said(0, "peer 1 is back"), LONG_S)
     back = rounds(0)[-1]["round"]
     assert wait(lambda: rounds(1) != [] and rounds(1)[-1]["round"] > back + 10, LONG_S)
     for process in peers.values():
