@@ -168,6 +168,7 @@ def test_a_signal_saves_and_leaves(link: SuperLink, start: Callable[..., Process
     patient = start(link.fleet, debug=True)
     with run(link, tmp_path / "run", *steps) as records:
         patient.says("first begins")
+        time.sleep(0.5)
         patient.process.send_signal(signal.SIGTERM)
         (reply,) = records(1)[0]["replies"]
         assert reply["count"] == 8
@@ -187,6 +188,7 @@ def test_a_signal_saves_and_leaves(link: SuperLink, start: Callable[..., Process
         records(2)
         stubborn = start(link.fleet, grace=60)
         stubborn.says("first begins")
+        time.sleep(1)  # the message has come whole: one that has not is left with the server
         stubborn.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert stubborn.process.poll() is None
