@@ -11,19 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 
-import client.client_app
 from cli.main import main
 from client.session import RunConfig, Session
-from core.config import build, flatten, override
+from core.config import build, override
 from core.errors import Mistake
 from runs import checkpoints
 from runs.directory import RunDirectory
 from server.engines import prepare
-from server.federate import federate
-from server.grids import LocalGrid
-from server.server_app import app as server_app
+from tests.server.federations import column, here, local
 from tests.server.test_apps import Here
 
 CONF = {
@@ -39,26 +36,6 @@ DIRECTED = '{"edges": [[0, 1, 1], [0, 2, 3], [1, 0, 1]]}'  # 3 is on its own
 
 def config(*settings: str, **changes: Any) -> RunConfig:
     return build(RunConfig, override(CONF | changes, list(settings)))
-
-
-def local(path: Path, given: RunConfig, session: Session | None = None) -> RunDirectory:
-    session = session or prepare(given)
-    run = RunDirectory.open(path) if (path / "conf.toml").exists() else RunDirectory.create(path, {})
-    federate(given, LocalGrid(session), run, session)
-    return run
-
-
-def here(path: Path, given: RunConfig, monkeypatch: pytest.MonkeyPatch, grid: type[Here] = Here) -> RunDirectory:
-    """As over gRPC: every agent a session of its own, every message through Flower's apps."""
-    monkeypatch.setenv("FEDRL_STATE", str(path / "state"))
-    client.client_app._here.clear()
-    flat = flatten(given) | {"directory": str(path), "run": path.name}
-    server_app(grid(given.agents, flat), Context(7, 0, {}, RecordDict(), flat, 7))
-    return RunDirectory.open(path)
-
-
-def column(run: RunDirectory, name: str) -> list[Any]:
-    return [record.get(name) for record in run.read_metrics()]
 
 
 def weights(run: RunDirectory) -> dict[str, np.ndarray]:
