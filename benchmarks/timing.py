@@ -1,8 +1,9 @@
 """What every benchmark shares: one thread, contenders in turn, medians, and ratios with their spread.
 
-Time is the processor time of this process: a neighbour on the same core costs little here, and a contender that spins
-on many threads pays for all of them. What still drifts (clock rate, caches) hits all contenders of a round alike, which
-is why a ratio is taken within each round and only then across rounds.
+Time is the processor time of this process (``clock`` may count a contender's own processes too): a neighbour on the
+same core costs little here, and a contender that spins on many threads pays for all of them. What still drifts (clock
+rate, caches) hits all contenders of a round alike, which is why a ratio is taken within each round and only then across
+rounds.
 """
 
 from __future__ import annotations
@@ -59,7 +60,12 @@ def one_thread() -> None:
     threadpool_limits(1)
 
 
-def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int = 9, least: float = 0.3) -> Rates:
+def interleaved(
+    contenders: Mapping[str, Callable[[], float]],
+    rounds: int = 9,
+    least: float = 0.3,
+    clock: Callable[[], float] = time.process_time,
+) -> Rates:
     """Run the contenders in turn; each call does some work and returns how much. A slice lasts ``least`` seconds."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
@@ -68,8 +74,8 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int = 9, 
         names = list(contenders)
         for name in names if index % 2 == 0 else reversed(names):
             gc.collect()
-            done, begin = 0.0, time.process_time()
-            while (spent := time.process_time() - begin) < least:
+            done, begin = 0.0, clock()
+            while (spent := clock() - begin) < least:
                 done += contenders[name]()
             found[name].append(done / spent)
     return Rates(found)

@@ -1,0 +1,122 @@
+"""What the filter of FedPG-BR could see: other margins, and a sigma that nobody can measure.
+
+python -m benchmarks.margin --seeds 8 --memory 0.5 0.9
+
+Whole runs of the conf, nobody lying or three of ten; the gradients of every round are then filtered again with other
+margins (what the run would have learned from that is not asked). ``measured`` is sigma = auto: what the server's own
+trajectories say. ``known`` is the spread of the honest gradients of that very round, which only the simulation knows:
+no estimate can be better than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.fedpg import CONF
+from benchmarks.timing import Row, one_thread, report
+from client.session import RunConfig
+from core.config import build, nested, override
+from runs.directory import RunDirectory, read_toml
+from server import engines
+from strategies import fedpg_br
+from strategies.geometry import F32
+from strategies.robust import fedpg_filter
+
+AGENTS, LIARS = 10, 3
+ATTACKS = ("none", "sign-flip", "average-zero")
+V = 2 * math.log(2 * AGENTS / 0.6)  # of the filter, at the delta of the conf
+
+
+class Heard(NamedTuple):
+    """What the filter was given in a round."""
+
+    rows: F32
+    batch: int
+    sigma: float
+
+
+class Did(NamedTuple):
+    """What a filter did: the share of rounds in which an honest agent was dropped, the share of lies that was found."""
+
+    dropped: float
+    found: float
+
+
+def rounds(attack: str, seed: int, memory: float) -> list[Heard]:
+    """Every round of a run whose filter has the margin of the conf."""
+    heard: list[Heard] = []
+
+    def listening(rows: F32, parties: int, batch: int, sigma: float, *given: float) -> Any:
+        heard.append(Heard(rows.copy(), batch, sigma))
+        return fedpg_filter(rows, parties, batch, sigma, *given)
+
+    settings = [f"seed={seed}", f"fedpg.memory={memory}", "evaluate-episodes=0"]
+    if attack != "none":
+        settings += [f"attack.kind={attack}", f"attack.byzantine={LIARS}"]
+    config = build(RunConfig, override(read_toml(CONF), settings))
+    with TemporaryDirectory() as place, patch.object(fedpg_br, "fedpg_filter", listening):
+        session = engines.prepare(config)
+        directory = RunDirectory.create(Path(place) / "run", nested(config))
+        engines.run(config, session, directory, lambda record: None, lambda words: None, lambda: False)
+        session.close()
+    return heard
+
+
+def known(heard: Heard, honest: int, margin: float) -> float:
+    """The sigma of a margin when the usual distance of two honest gradients is what it is in this round."""
+    rows = heard.rows[:honest].astype(np.float64)
+    squared = 2 * rows.var(axis=0, ddof=1).sum()
+    return margin * math.sqrt(squared * heard.batch / (4 * V))
+
+
+def again(heard: list[Heard], liars: int, sigmas: list[float]) -> Did:
+    honest = AGENTS - liars
+    dropped = found = 0
+    for one, sigma in zip(heard, sigmas, strict=True):
+        kept = fedpg_filter(one.rows, AGENTS, one.batch, sigma).kept
+        dropped += (kept < honest).sum() < honest
+        found += liars - int((kept >= honest).sum())
+    return Did(dropped / len(heard), found / max(liars * len(heard), 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--memory", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--margins", type=float, nargs="+", default=[1.6, 1.8, 2.0, 2.2])
+    given, _ = parser.parse_known_args()
+    one_thread()
+    usual = build(RunConfig, read_toml(CONF)).fedpg.margin
+    table: list[Row] = []
+    for memory in given.memory:
+        heard = {
+            attack: [one for seed in range(given.seeds) for one in rounds(attack, seed, memory)] for attack in ATTACKS
+        }
+        for sigma in ("measured", "known") if memory == given.memory[0] else ("measured",):
+            for margin in given.margins:
+                did: dict[str, Did] = {}
+                for attack, every in heard.items():
+                    liars = 0 if attack == "none" else LIARS
+                    own = [one.sigma * margin / usual for one in every]
+                    best = [known(one, AGENTS - liars, margin) for one in every]
+                    did[attack] = again(every, liars, own if sigma == "measured" else best)
+                table.append(
+                    {
+                        "sigma": sigma if sigma == "known" else f"measured, memory {memory}",
+                        "margin": margin,
+                        "rounds with an honest drop, nobody lies": f"{did['none'].dropped:.1%}",
+                        **{f"{attack} found": f"{did[attack].found:.0%}" for attack in ATTACKS[1:]},
+                    }
+                )
+    report("margin", f"The filter of FedPG-BR on CartPole, {given.seeds} seeds", table)
+
+
+if __name__ == "__main__":
+    main()
