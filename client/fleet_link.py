@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,18 +42,12 @@ from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import Run
 from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
+from client import objects
 from core.errors import Failure, Mistake
 
 CALL_S = 10.0  # deadline of a call that carries little
@@ -263,13 +257,20 @@ class FleetLink:
     def fetch(self, message: Message, tree: ObjectTree) -> Message:
         """The message with its content.
 
-        The root of the tree says nothing that is not here already. But it is what the server sends last, and what we
-        are done with the SuperLink deletes: a node that did not wait for it would pull the rug from under the sender.
+        What others than our server send comes with all its objects. The root says nothing that is not here already, but
+        it is what they send last, and what we are done with the SuperLink deletes: who did not wait for it would pull
+        the rug from under the sender.
         """
-        names = list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
-        run_id = message.metadata.run_id
+        content, record = None, objects.record(tree)
+        if record is not None:
+            content = objects.content_by_record(tree, self._pulled(message, [record])[record])
+        if content is None:
+            content = objects.content(tree, self._pulled(message, objects.names(tree)))
+        return make_message(message.metadata, content)
+
+    def _pulled(self, message: Message, names: Sequence[str]) -> dict[str, bytes]:
+        run_id, contents, size = message.metadata.run_id, dict[str, bytes](), 0
         requests = [PullObjectRequest(node=self._node, run_id=run_id, object_id=name) for name in names]
-        contents, size = {}, 0
         for request, response in zip(requests, self._together("PullObject", requests), strict=True):
             if not response.object_available:
                 response = self._await(request)
@@ -277,38 +278,34 @@ class FleetLink:
             size += len(response.object_content)
             if size > self.address.max_bytes:
                 raise TooLarge
-        whole = inflate_object_from_contents(tree.object_id, contents)
-        if not isinstance(whole, Message):
-            raise ValueError(f"what came is a {type(whole).__name__}, not a Message")
-        return make_message(message.metadata, whole.content)
+        return contents
 
     def reply(self, reply: Message, seconds: float) -> bool:
         """Send a reply and its objects, which took ``seconds`` to make; whether it was taken."""
-        with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            objects = get_all_nested_objects(reply)
-            response = self._insist(
-                "PushMessages",
-                PushMessagesRequest(
-                    node=self._node,
-                    messages_list=[message_to_proto(remove_content_from_message(reply))],
-                    message_object_trees=[get_object_tree(reply)],
-                    clientapp_runtime_list=[seconds],
-                ),
+        tree, contents = objects.of_reply(reply)
+        reply.metadata.__dict__["_message_id"] = tree.object_id
+        response = self._insist(
+            "PushMessages",
+            PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[seconds],
+            ),
+        )
+        missing = set(response.objects_to_push)
+        pushes = (
+            PushObjectRequest(
+                node=self._node,
+                run_id=reply.metadata.run_id,
+                object_id=name,
+                object_content=content,
+                session_id=response.session_id,
             )
-            missing = set(response.objects_to_push)
-            pushes = (
-                PushObjectRequest(
-                    node=self._node,
-                    run_id=reply.metadata.run_id,
-                    object_id=name,
-                    object_content=one.deflate(),
-                    session_id=response.session_id,
-                )
-                for name, one in objects.items()
-                if name in missing
-            )
-            return all(answer.stored for answer in self._together("PushObject", pushes))
+            for name, content in contents.items()
+            if name in missing
+        )
+        return all(answer.stored for answer in self._together("PushObject", pushes))
 
     def done(self, message: Message) -> None:
         """The SuperLink may drop the message."""

@@ -36,6 +36,7 @@ Flat = Mapping[str, bool | int | float | str]
 
 FAST_S = 0.005  # the shortest pause between two questions
 SHARE = 0.1  # a pause is this share of the silence so far: a question costs the SuperLink as much as an object
+EARLY = 0.75  # rounds are alike: nothing is to be expected before this share of the shorter of the last two silences
 LIVE_S = 0.25  # the longest pause while a run is live
 IDLE_S = 2.0  # and while none is
 PROBE_S = 2.0  # how often a silent run is asked whether it has ended
@@ -164,10 +165,9 @@ class Node:
             if any(busy):
                 silences.append(asked - heard)
                 heard = time.monotonic()
-            # Rounds are alike: nothing is to be expected before half of what it took lately.
             quiet = time.monotonic() - heard
             longest = LIVE_S if any(agent.runs for agent in self.agents) else IDLE_S
-            self.stop.wait(min(max(FAST_S, SHARE * quiet, min(silences) / 2 - quiet), longest))
+            self.stop.wait(min(max(FAST_S, SHARE * quiet, EARLY * min(silences) - quiet), longest))
 
     def _look_after(self, agent: Agent) -> bool:
         """One message of an agent at most; whether there was one."""

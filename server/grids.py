@@ -1,26 +1,20 @@
-"""Grids: how a server reaches its parties. Flower's strategies talk to a Grid; each engine is one."""
+"""The grid of the local engine. A grid is how a server reaches its parties: Flower's strategies talk to one."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
-import grpc
 from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from agents.fleet import Fleet
-from client.answers import answer, exchangeable
+from client.answers import answer
 from client.session import Session
 from strategies import messages
-from strategies.messages import OVERSIZED
-
-# Bytes of a reply that are not weights: metrics, names, Flower's own.
-_WORDS = 1_000_000
 
 
 class LocalGrid(Grid):
@@ -88,53 +82,3 @@ class LocalGrid(Grid):
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError("use Message(...)")
-
-
-def quicken(grid: Grid, fleet: Fleet, patience: float) -> None:
-    """Make Flower's gRPC grid fit for short rounds, and refuse replies that hold more than such a fleet can send.
-
-    A reply is announced before its objects have come; Flower then waits a second, we a hundredth. The waiting times
-    are bound where its function is defined, so the function is what has to be replaced. ``patience`` is how many
-    seconds after the announcement they may come: a sender that died in between stays silent. Objects come over a
-    connection of their own, which takes none that is too large: its size is known before its bytes are.
-    """
-    if isinstance(grid, LocalGrid):
-        return
-    # Here and not above: a database's library comes with it, two seconds that the local engine need not wait.
-    from flwr.proto.runtime_pb2_grpc import RuntimeStub
-    from flwr.supercore.grpc import create_channel
-    from flwr.supercore.inflatable import inflatable_utils
-    from flwr.supercore.interceptors import RuntimeTokenClientInterceptor, RuntimeVersionClientInterceptor
-    from flwr.supercore.retry import wrap_stub
-    from flwr.superlink.grid import GrpcGrid, grpc_grid
-
-    limit = sum(4 * rows.shape[1] for rows in exchangeable(fleet).values()) + _WORDS
-
-    def pull(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-        came = 0
-
-        def bounded(name: str) -> bytes:
-            nonlocal came
-            try:
-                found = pull_object_fn(name)
-            except grpc.RpcError as error:
-                if cast(grpc.Call, error).code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    raise
-                came = limit + 1
-            else:
-                came += len(found)
-            if came > limit:
-                raise inflatable_utils.ObjectPullError(name, f"{OVERSIZED}: more than {limit:,} bytes")
-            return found
-
-        return inflatable_utils.pull_objects(
-            object_ids, bounded, initial_backoff=0.01, backoff_cap=0.2, max_time=patience
-        )
-
-    grpc_grid.pull_objects = pull  # type: ignore[assignment,attr-defined]
-    if isinstance(grid, GrpcGrid):
-        badges = [RuntimeVersionClientInterceptor("flwr-serverapp"), RuntimeTokenClientInterceptor(grid._token)]
-        channel = create_channel(grid._addr, grid._insecure, grid._cert, limit, badges)
-        objects = RuntimeStub(channel)
-        wrap_stub(objects, grid._retry_invoker)
-        grid._stub.PullObject = objects.PullObject

@@ -347,5 +347,5 @@ def _pause(waited: float, usual: float) -> float:
 
     Each look costs a SuperLink milliseconds that the nodes are waiting for.
     """
-    early = 0.6 * usual - waited
-    return min(early, 0.5) if early > 0.005 else min(max(waited / 20, 0.005), 0.05)
+    early = 0.75 * usual - waited
+    return min(early, 0.5) if early > 0.005 else min(max(waited / 10, 0.005), 0.05)
