@@ -8,6 +8,7 @@ from pathlib import Path
 from core.errors import Mistake
 from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean, plain_mean
 
+LONG = 45  # letters of a name: a legend of longer ones hides the curves
 PICTURES = (".png", ".pdf", ".svg")
 AXES = {
     "steps": "environment steps per agent",
@@ -58,6 +59,11 @@ def draw(
     axes.set(title=title, xlabel=AXES[x], ylabel=metric)
     axes.grid(alpha=0.3)
     words = f"{'mean' if mean else 'interquartile mean'}, {level:.0%} bootstrap"
-    axes.legend(loc="best", title=words, fontsize=None if len(found) <= 5 else "x-small")
+    size = None if len(found) <= 5 else "x-small"
+    if max(map(len, found)) <= LONG:
+        axes.legend(loc="best", title=words, fontsize=size)
+    else:  # beneath the curves, which it would hide
+        figure.set_figheight(4.5 + 0.25 * (len(found) + 1))
+        figure.legend(loc="outside lower center", title=words, fontsize=size or "small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

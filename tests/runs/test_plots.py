@@ -47,6 +47,14 @@ def test_a_line_per_group_and_with_each_a_thin_one_per_seed(tmp_path, drawn):
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.svg"))
 
 
+def test_long_names_do_not_lie_on_the_curves(tmp_path, drawn):
+    plots.draw(tmp_path / "a.png", {f"{'x' * 80}={k}": curve([[1, 2], [3, 4]]) for k in range(3)})
+    (axes,) = drawn
+    (legend,) = axes.figure.legends
+    assert axes.get_legend() is None
+    assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+
+
 def test_a_plain_mean_is_drawn_where_it_is_asked_for(tmp_path, drawn):
     found = {"run": curve([[0, 0], [0, 0], [0, 0], [8, 4]])}
     plots.draw(tmp_path / "a.png", found)
