@@ -496,7 +496,7 @@ def test_attacking_nodes_behind_a_superlink_do_what_simulated_ones_do(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     noisy, mute = "none@1,random-noise@2", "none@1,nan@3,silence@4"
-    quick = {"rounds": 4, "agents": 4, "federation": {"deadline-s": 1.0, "wait-s": 30.0}}
+    quick = {"rounds": 4, "agents": 4, "federation": {"deadline-s": 5.0, "wait-s": 60.0}}
     simulated = run_config("2:none@1,2:random-noise@2,3:none@1,3:nan@3,3:silence@4", 0, **quick)
     local = RunDirectory.create(tmp_path / "local", nested(simulated))
     session = Session(simulated)
@@ -512,7 +512,7 @@ def test_attacking_nodes_behind_a_superlink_do_what_simulated_ones_do(
         with Control(link.control) as control:
             flat = flatten(config) | {"directory": str(run.path), "run": run.name}
             number = control.submit(Path(__file__).parents[2], flat)
-            assert wait(lambda: control.status(number).over, 60.0)
+            assert wait(lambda: control.status(number).over, 120.0)
         assert all(process.poll() is None for process in started)
     records, expected = run.read_metrics(), local.read_metrics()
     assert [record["refused"] for record in records] == [[0] * 4, [0] * 4, [0, 0, 0, 1], [0] * 4]
