@@ -187,6 +187,7 @@ class Rounds:
         length = self.strategy.length(number) if training else 1.0
         usual = self._usual.get(kind, 0.0) * length
         while True:
+            asked_at = time.monotonic()
             for letter, reply in self._arrived():
                 if (letter.number, letter.kind) != (number, kind):
                     back = self._sort(letter, reply, number)
@@ -199,8 +200,8 @@ class Rounds:
                         raise RefusedError("duplicate", "it has already answered from another node")
                     with ledger.timing("serialising_s"):
                         found = self._checked(letter, reply, read)
-                    if not got and length:
-                        self._usual[kind] = (time.monotonic() - begun) / length
+                    if not got and length:  # by when we asked: fetching what has come takes its own time
+                        self._usual[kind] = (asked_at - begun) / length
                     got[letter.agent] = found
                 except RefusedError as error:
                     spoiled.add(letter.agent)
