@@ -1,6 +1,7 @@
 """Return while peers die and return: peers of a conf as processes; now and then one is killed, and comes back.
 
-    python -m benchmarks.churn conf/gossip_cartpole.toml OUT [--every 60] [--away 20] [--rounds 150] [--seed 0]
+    python -m benchmarks.churn conf/gossip_cartpole.toml OUT [--every 60] [--away 20] [--rounds 150] [--seed 0] \\
+        [--set KEY=VALUE ...]
 
 ``--every 0`` kills nobody: what to compare with. `fedrl plot OUT` and `fedrl table OUT` show what came of it.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import tomli_w
 
 from client.session import RunConfig
-from core.config import build, nested
+from core.config import build, nested, override
 from runs.directory import RunDirectory, read_toml
 from server.launch import free_port, processes, start_peer
 
@@ -30,8 +31,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in (("rounds", 150), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
-    config = build(RunConfig, read_toml(given.conf))
+    config = build(RunConfig, override(read_toml(given.conf), given.set))
     roster = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
     config = replace(config, rounds=given.rounds, steps=0, seed=given.seed, tensorboard=False)
     config = replace(config, gossip=replace(config.gossip, roster=roster))

@@ -251,16 +251,15 @@ def read(places: list[Path]) -> list[Run]:
     from client.session import RunConfig
     from core.config import nested
     from runs.directory import RunDirectory
-    from runs.peers import PEERS
 
     paths: dict[Path, bool] = {}
     for place in places:
         if RunDirectory(place).conf.exists():
             paths[place] = True
             continue
-        below = [conf.parent for conf in place.rglob(RunDirectory(place).conf.name)]
-        # The peers of a run that is there itself are in it.
-        below = [path for path in below if path.parent.name != PEERS or path.parents[1] not in below]
+        every = {conf.parent for conf in place.rglob(RunDirectory(place).conf.name)}
+        # What is within a run is part of it, such as its peers.
+        below = [path for path in every if every.isdisjoint(path.parents)]
         if not below:
             raise Mistake(f"{place} holds no run (no {RunDirectory(place).conf.name} in it or below it)")
         for path in sorted(below, key=lambda path: (path.parent, len(path.name), path.name)):

@@ -29,6 +29,17 @@ def node(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Plain text: for one machine, or a private line.")
     ] = False,
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="HOST or HOST:PORT where other nodes reach the agents here, for runs whose weights go from node to "
+            "node; several agents have a port each from PORT on, without it free ones."
+        ),
+    ] = "",
+    listen: Annotated[str, typer.Option(help="HOST or HOST:PORT to serve at, if that is not what --peers says.")] = "",
+    certificates: Annotated[
+        Path | None, typer.Option(help="The folder with ca.pem, peer-K.pem and peer-K.key (fedrl certs --peers).")
+    ] = None,
     root_certificates: Annotated[
         Path | None, typer.Option(help="The CA of the SuperLink, a PEM file; the system's otherwise.")
     ] = None,
@@ -64,6 +75,13 @@ def node(
     if root_certificates is not None and not root_certificates.is_file():
         raise Mistake(f"--root-certificates: there is no file {root_certificates}")
     check_address("--superlink", superlink, 9092)
+    for option, text in (("--peers", peers), ("--listen", listen)):
+        if text:
+            check_address(option, text if ":" in text else f"{text}:1", 9500)
+    if (listen or certificates is not None) and not peers:
+        raise Mistake("--listen and --certificates are for agents that others reach: give --peers HOST as well")
+    if certificates is not None and not certificates.is_dir():
+        raise Mistake(f"--certificates: there is no folder {certificates}")
 
     if attack:
         from client.attacks import schedules
@@ -78,8 +96,9 @@ def node(
     from client.claims import claimed
     from client.client_app import snapshots
     from client.fleet_link import Address, Key
+    from client.gossip.member import Door, make_party
     from client.node import Node
-    from client.party import Party, run_name
+    from client.party import run_name
 
     folder = state or snapshots()
     try:
@@ -89,11 +108,16 @@ def node(
     with ExitStack() as held:
         if claim is not None:
             numbers = [held.enter_context(claimed(claim, folder))]
+        doors = {
+            number: Door(door(peers, at), listen and door(listen, at), certificates, insecure)
+            for at, number in enumerate(numbers)
+            if peers
+        }
         keys = [Key.read(path) for path in key_files(key, numbers)] if key is not None else []
         Node(
             Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
             numbers,
-            partial(Party, attack=attack, modules=[name.strip() for name in worlds.split(",")]),
+            partial(make_party, attack=attack, modules=[name.strip() for name in worlds.split(",")], doors=doors),
             run_name,
             folder,
             keys,
@@ -109,6 +133,12 @@ def check_address(option: str, text: str, usual: int) -> None:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise Mistake(f"{option} is HOST:PORT, such as 127.0.0.1:{usual}, not '{text}'")
+
+
+def door(text: str, place: int) -> str:
+    """HOST:PORT of the agent at this place of the node's list; 0 is a free one, where no port is given."""
+    host, _, port = text.rpartition(":")
+    return f"{host}:{int(port) + place}" if host and port.isdecimal() else f"{text}:0"
 
 
 def key_files(text: str, numbers: list[int]) -> list[Path]:

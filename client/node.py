@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -44,9 +45,9 @@ AGAIN_S = 2.0  # the longest pause between two tries to reach a SuperLink
 
 
 class Party(Protocol):
-    """One agent in one run, as client/party.py has it."""
+    """One agent in one run, as client/party.py has it; client/gossip/member.py answers some messages later."""
 
-    def answer(self, message: Message) -> RecordDict: ...
+    def answer(self, message: Message) -> RecordDict | Future[RecordDict]: ...
     def save(self) -> None: ...
     def close(self) -> None: ...
 
@@ -73,6 +74,9 @@ class Agent:
     number: int
     link: FleetLink
     runs: dict[int, Run] = field(default_factory=dict)
+    later: dict[Future[RecordDict], tuple[Message, float]] = field(
+        default_factory=dict
+    )  # to be answered, and since when
     said: str = ""  # the last complaint, so that a thousand rounds do not repeat it
 
 
@@ -81,14 +85,24 @@ class Stop:
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
+        os.set_blocking(self._out, False)
         self.asked = False
 
     def set(self) -> None:
         self.asked = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits looks again, once."""
         os.write(self._in, b"!")
 
     def wait(self, seconds: float) -> None:
-        select.select([self._out], [], [], seconds)
+        woken, _, _ = select.select([self._out], [], [], seconds)
+        if woken and not self.asked:
+            with suppress(BlockingIOError):  # another thread was woken as well
+                os.read(self._out, 4096)
+            if self.asked:
+                self.wake()
 
     def __call__(self) -> bool:
         return self.asked
@@ -176,10 +190,11 @@ class Node:
             if not link.connected:
                 link.connect()
                 self.say(f"agent {agent.number} is node {link.node_id} of {self.address.superlink}")
+            answered = self._answer_late(agent)
             received = link.receive()
             if received is None:
                 self._probe(agent)
-                return False
+                return answered
             self._busy = agent
             self._handle(agent, *received)
         except Forgotten:
@@ -196,8 +211,8 @@ class Node:
         begun, run_id = time.perf_counter(), message.metadata.run_id
         try:
             reply, whole = self._reply(agent, message, tree)
-            if reply is not None and not agent.link.reply(reply, time.perf_counter() - begun):
-                self.say(f"agent {agent.number}: a reply was not taken, it came too late")
+            if reply is not None:
+                self._send(agent, reply, begun)
             if whole:  # otherwise the server may still be sending: what is left goes when the run ends
                 agent.link.done(message)
         except RunOver:
@@ -206,9 +221,28 @@ class Node:
             if run_id in agent.runs:
                 agent.runs[run_id].heard = time.monotonic()
 
+    def _send(self, agent: Agent, reply: Message, begun: float) -> None:
+        if not agent.link.reply(reply, time.perf_counter() - begun):
+            self.say(f"agent {agent.number}: a reply was not taken, it came too late")
+
+    def _answer_late(self, agent: Agent) -> bool:
+        """Send what has been answered since; whether there was anything."""
+        done = [future for future in agent.later if future.done()]
+        for future in done:
+            message, begun = agent.later.pop(future)
+            try:
+                reply, agent.said = Message(future.result(), reply_to=message), ""
+            except Exception as error:
+                reply = self._excuse(agent, message, error)
+            try:
+                self._send(agent, reply, begun)
+            except RunOver:
+                self._forget(agent, [message.metadata.run_id])
+        return bool(done)
+
     def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> tuple[Message | None, bool]:
         """The party's answer, or one sentence on why there is none; and whether the message came whole."""
-        whole, code = None, ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        whole = None
         try:
             run = self._run(agent, message.metadata.run_id)
             if not run.refused:
@@ -218,25 +252,40 @@ class Node:
                 content = party.answer(whole)
                 self._answering = None
                 agent.said = ""
+                if isinstance(content, Future):
+                    agent.later[content] = whole, time.perf_counter()
+                    content.add_done_callback(lambda _: self.stop.wake())
+                    return None, True
                 return Message(content, reply_to=message), True
-            code, reason = ErrorCode.INVALID_FAB, run.refused
+            return self._refusal(agent, message, run.refused, ErrorCode.INVALID_FAB), False
         except (Unreachable, Forgotten, RunOver):
             raise
         except Silence:
             self._answering = None
             return None, True
         except TooLarge:
-            reason = f"the message is larger than {self.address.max_bytes >> 20} MB, this node's --max-message-mb"
+            size = self.address.max_bytes >> 20
+            reply = self._refusal(agent, message, f"the message is larger than {size} MB, this node's --max-message-mb")
         except Exception as error:
-            expected = isinstance(error, Mistake | Failure | RefusedError)
-            reason = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if self.debug and not expected:
-                traceback.print_exc()
+            reply = self._excuse(agent, message, error)
         self._answering = None
+        return reply, whole is not None
+
+    def _excuse(self, agent: Agent, message: Message, error: Exception) -> Message:
+        expected = isinstance(error, Mistake | Failure | RefusedError)
+        if self.debug and not expected:
+            traceback.print_exception(error)
+        words = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return self._refusal(agent, message, words)
+
+    def _refusal(
+        self, agent: Agent, message: Message, reason: str, code: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    ) -> Message:
+        """One sentence instead of an answer; people are told it once."""
         if reason != agent.said:
             self.say(f"agent {agent.number}: {reason}")
             agent.said = reason
-        return Message(Error(code, reason[:1000]), reply_to=message), whole is not None
+        return Message(Error(code, reason[:1000]), reply_to=message)
 
     # Runs.
 
@@ -274,6 +323,7 @@ class Node:
         """Save and close parties; whether all could be saved."""
         saved = True
         for number in numbers:
+            agent.later = {one: about for one, about in agent.later.items() if about[0].metadata.run_id != number}
             run = agent.runs.pop(number, None)
             if run is None:
                 continue

@@ -16,7 +16,8 @@ class Kept(Protocol):
     """A run as its keeper sees it."""
 
     def learned(self) -> dict[str, Array]:
-        """One row for everybody, or a row per agent where agents keep weights of their own."""
+        """One row for everybody, or a row per agent where agents keep weights of their own; nothing where they keep
+        them to themselves."""
 
     def keepsakes(self) -> Mapping[str, Mapping[str, Array]]:
         """Other weights that a run leaves, each as a file of its name."""
@@ -52,7 +53,8 @@ class Keeper:
         arrays, known = self.run.snapshot()
         meta = {"round": self._unsaved["round"], "wall_s": self._unsaved["wall_s"], **known}
         self.directory.save_checkpoint(arrays, meta, self.returns, self.keep)
-        self.directory.save_weights(self.run.learned(), self.about, self._best)
+        if learned := self.run.learned():
+            self.directory.save_weights(learned, self.about, self._best)
         for name, kept in self.run.keepsakes().items():
             checkpoints.save(self.directory.path / f"{name}.npz", kept, self.about)
         self._best = self._unsaved = None

@@ -15,7 +15,8 @@ from runs import checkpoints
 from runs.directory import RunDirectory
 
 Record = dict[str, Any]
-# Where the directories of peers are that one command started, in the run's own.
+# Where the directories of peers are, each under its number: those that one command started in the run's own, those of
+# a node in its state.
 PEERS = "peers"
 # What counts on from round to round: who was away has what it had.
 GOES_ON = ("steps", "trajectories")
@@ -106,18 +107,19 @@ class Together:
         self._read[peer] += len(whole)
         self._records[peer] += [json.loads(line) for line in whole.splitlines()]
 
-    def save_weights(self) -> list[int]:
-        """The weights of all peers as a row each; returns who left none."""
-        rows: list[dict[str, Array]] = []
-        about: dict[str, Any] = {}
-        without = []
-        for peer, part in enumerate(self.parts):
-            try:
-                learned, about = checkpoints.load(part.weights)
-                rows.append(learned)
-            except (Mistake, Failure):
-                without.append(peer)
-        if rows and not without:
-            learned = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-            checkpoints.save(self.directory.weights, learned, about)
-        return without
+
+def save_weights(directory: RunDirectory, parts: Sequence[RunDirectory]) -> list[int]:
+    """Leave the weights that peers have left, a row each; returns who left none."""
+    rows: list[dict[str, Array]] = []
+    about: dict[str, Any] = {}
+    without = []
+    for peer, part in enumerate(parts):
+        try:
+            learned, about = checkpoints.load(part.weights)
+            rows.append(learned)
+        except (Mistake, Failure):
+            without.append(peer)
+    if rows and not without:
+        learned = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        checkpoints.save(directory.weights, learned, about)
+    return without

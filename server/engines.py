@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from core.config import flatten, nested
 from core.errors import Failure, Mistake
 from runs import figures
 from runs.directory import RunDirectory
-from runs.peers import PEERS, Together
+from runs.peers import PEERS, Together, save_weights
 from server.control import Control, Status
 from server.federate import check, federate
 from server.grids import LocalGrid
@@ -47,6 +47,10 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
         raise Mistake(f"--superlink is for the engine grpc, not {config.engine}")
     if superlink and nodes:
         raise Mistake("--nodes starts nodes here; those of a SuperLink are there already: leave one of the two away")
+    if superlink and config.gossip.certificates:
+        raise Mistake(
+            "nodes have certificates of their own (fedrl node --certificates): leave 'gossip.certificates' away"
+        )
     if nodes > config.agents:
         raise Mistake(
             f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
@@ -68,7 +72,7 @@ def run(
     directory.go_on()
     if config.engine == "gossip":
         return run_gossip(config, directory, tell, say, stop)
-    if config.strategy in STRATEGIES:
+    if config.strategy in STRATEGIES and config.engine == "local":
         return gossip(config, session, network(config, session), directory, tell, stop)
     if config.engine == "local":
         return federate(config, LocalGrid(session), directory, session, tell, stop, say)
@@ -118,14 +122,24 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
     # Apps are installed and compiled once per machine, not once per run.
     home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"
     module = config.world.id.rpartition(":")[0]
-    worlds = ["--worlds", module] if module else []
+    extra = ["--worlds", module] if module else []
+    if config.strategy in STRATEGIES:
+        extra += ["--peers", "127.0.0.1"]
+        if folder := config.gossip.certificates:
+            extra += ["--certificates", str(Path(folder).resolve())]
+            config = replace(config, gossip=replace(config.gossip, certificates=""))
     with superlink(home, log=place / "logs" / "superlink.log") as link, processes() as started:
         for index in range(nodes):
             hosted = list(range(index, config.agents, nodes))
             log = place / "logs" / f"node-{index}.log"
-            started.append(start_node(link.fleet, hosted, place / "agents", log, worlds))
+            started.append(start_node(link.fleet, hosted, place / "agents", log, extra))
         with Control(link.control) as control:
-            return _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
+            found = _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
+    if config.strategy in STRATEGIES:
+        # Weights went between nodes only; these are here, and so is what each has saved when it ended.
+        parts = [place / "agents" / directory.name / PEERS / str(agent) for agent in range(config.agents)]
+        _keep_weights(directory, [RunDirectory(part) for part in parts], say)
+    return found
 
 
 def run_there(
@@ -202,10 +216,15 @@ def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say,
     if failed and (len(failed) == config.agents or not records):
         first = min(failed)
         raise Failure(f"peer {first} has failed: {failed[first]} (its log: {logs[first]})")
-    if without := together.save_weights():
-        say(f"no weights of peer {', '.join(map(str, without))}: those of the others lie in {place / PEERS}")
+    _keep_weights(directory, together.parts, say)
     finished = bool(records) and config.over(records[-1]["round"], records[-1]["steps"])
     return figures.summary(records) | {"run_dir": str(directory.path), "interrupted": not finished}
+
+
+def _keep_weights(directory: RunDirectory, parts: Sequence[RunDirectory], say: Say) -> None:
+    if without := save_weights(directory, parts):
+        numbers = ", ".join(map(str, without))
+        say(f"no weights of peer {numbers}: those of the others lie in {parts[0].path.resolve().parent}")
 
 
 def _follow(

@@ -37,6 +37,7 @@ from strategies.federation import Federation
 from strategies.fedpg_br import FedPG
 from strategies.kl_ppo import KLPPO, OBSERVATIONS, POLICY
 from strategies.robust import make_rule, weighted_mean
+from strategies.roster import Roster
 
 Record = dict[str, Any]
 
@@ -48,10 +49,13 @@ def check(config: RunConfig, session: Session) -> None:
     if config.strategy in STRATEGIES:
         if config.engine == "gossip":
             countable(config)
-        elif config.engine != "local":
+        elif config.engine == "ray":
             raise Mistake(
-                f"the engine '{config.engine}' has a server, and {config.strategy} needs none: take local or gossip"
+                f"in {config.strategy} weights go from agent to agent, and in Flower's simulation none stays where "
+                "others could reach it: take local, gossip, or grpc with nodes of ours"
             )
+        elif config.engine == "grpc":
+            _introduced(config)
         _pulled_by_nobody(config)
         if config.unseen:
             raise Mistake(f"'unseen' is for runs with a server, and {config.strategy} has none: judge with fedrl eval")
@@ -165,6 +169,8 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
     if config.strategy == "alone" or (config.strategy == "central" and config.schedule is None):
         away = {} if config.engine == "local" else exchangeable(session.fleet)
         return Alone({name: rows.shape[1] for name, rows in away.items()}, **given)
+    if config.strategy in STRATEGIES:
+        return Roster(wait_s=config.federation.wait_s, **given)
     if config.strategy == "fedpg-br":
         learner = server_learner(config)
         return FedPG(learner, config.fedpg, config.federation, layout(session), config.agents, config.seed)
@@ -214,6 +220,14 @@ def _pulled_by_nobody(config: RunConfig) -> None:
         raise Mistake("'td3.pull' pulls towards the last weights that all shared, and only fedavg-td3 keeps them")
     if config.strategy != "kl-ppo" and config.algorithm == "ppo" and config.ppo.penalty:
         raise Mistake("'ppo.penalty' pulls towards linked agents, and only the strategy kl-ppo links any")
+
+
+def _introduced(config: RunConfig) -> None:
+    """Nodes are told by the server what peers read in their conf."""
+    if config.gossip.roster:
+        raise Mistake("the nodes say where they are, and the server tells the others: leave 'gossip.roster' away")
+    if config.federation.fraction < 1:
+        raise Mistake("who exchanges with whom is said by 'gossip.topology': leave 'federation.fraction' at 1")
 
 
 def server_learner(config: RunConfig) -> PolicyGradientFleet:

@@ -18,7 +18,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from client import digest
-from core.errors import Failure
+from core.errors import Failure, Mistake
 from core.streams import child
 from server.ledger import Ledger
 from strategies import messages
@@ -289,6 +289,7 @@ class Rounds:
                 )
             if who.app != self.app:
                 raise RefusedError("wrong-app", f"agent {who.agent} runs the code {who.app}, the server {self.app}")
+            self._admit(who, number)
         except RefusedError as error:
             self.say(f"a node was refused ({error.reason}): {error}")
             self.ledger.reasons[error.reason] += 1
@@ -300,6 +301,15 @@ class Rounds:
         self.members[who.agent] = letter.node
         self.health.forgive(who.agent)
         return who.agent
+
+    def _admit(self, who: messages.Described, number: int) -> None:
+        """What cannot be is a mistake before the first round, and later the affair of the one who comes."""
+        try:
+            self.strategy.admit(who)
+        except Mistake as mistake:
+            if not number:
+                raise
+            raise RefusedError("no-part", str(mistake)) from None
 
     def _checked(self, letter: _Letter, reply: Message, read: Callable[[Message], Answer]) -> Answer:
         found = read(reply)

@@ -12,6 +12,7 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from client.answers import exchangeable
+from client.gossip.peers import STRATEGIES
 from client.party import ABOUT_THE_RUN, run_config
 from client.session import RunConfig, Session
 from core.config import flatten, nested
@@ -39,7 +40,8 @@ def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
 
     if not isinstance(grid, GrpcGrid):
         return grid
-    weights = sum(4 * rows.shape[1] for rows in exchangeable(session.fleet).values())
+    exchanged = {} if config.strategy in STRATEGIES else exchangeable(session.fleet)  # peers send theirs to each other
+    weights = sum(4 * rows.shape[1] for rows in exchanged.values())
     return LinkGrid(grid, weights + _WORDS, min(config.federation.deadline_s, 30.0))
 
 
@@ -52,6 +54,10 @@ def main(grid: Grid, context: Context) -> None:
         config = replace(config, engine="grpc")
     session = Session(config, numbers=[0])
     check(config, session)
+    if config.gossip.certificates:
+        raise Mistake(
+            "nodes have certificates of their own (fedrl node --certificates): leave 'gossip.certificates' away"
+        )
     where = str(flat.get("directory") or "")
     directory = RunDirectory(Path(where or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
     if not where or not directory.conf.exists():

@@ -60,6 +60,9 @@ class Federation(Strategy):
 
     # What a round is made of ------------------------------------------------------------------------------------------
 
+    def admit(self, who: messages.Described) -> None:
+        """A party has said who it is: know what this strategy needs to know of it, or refuse it."""
+
     @abstractmethod
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
         """What each of these agents is sent to train with; ``extra`` goes into every config."""
@@ -169,7 +172,9 @@ class Federation(Strategy):
             letters = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
             for reply in grid.send_and_receive(letters, timeout=self.wait_s) if letters else ():
                 try:
-                    self.members[messages.described(reply).agent] = reply.metadata.src_node_id
+                    who = messages.described(reply)
+                    self.admit(who)
+                    self.members[who.agent] = reply.metadata.src_node_id
                 except RefusedError as error:
                     log(WARNING, "a node was refused (%s): %s", error.reason, error)
             if not new:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -165,6 +166,25 @@ def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained
     measured = {name[len(MEASURED) :]: _number(given, name) for name in given if name.startswith(MEASURED)}
     measured |= zip(SECONDS, _numbers(given, "seconds", len(SECONDS)), strict=True)
     return Trained(int(agent), parts, int(steps), int(lived), updates, measured)
+
+
+def is_address(said: object) -> bool:
+    """Whether it is HOST:PORT, as a peer is reached at."""
+    found = (
+        re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,%\[\]]{1,253}):(\d{1,5})", said) if isinstance(said, str) else None
+    )
+    return found is not None and 0 < int(found[2]) < 65536
+
+
+def roster(message: Message) -> dict[int, str]:
+    """Who learns together with whom comes with a train message, and where they are reached."""
+    given = entries(message.content)
+    who, where = given.get("peers"), given.get("addresses")
+    if not isinstance(who, list) or not isinstance(where, list) or len(who) != len(where):
+        raise RefusedError("no-order", "the train message does not say its peers and their addresses")
+    if not all(type(one) is int and one >= 0 for one in who) or not all(map(is_address, where)):
+        raise RefusedError("no-order", "the train message's peers are no numbers, or their addresses no HOST:PORT")
+    return dict(zip(who, where, strict=True))
 
 
 def party(message: Message) -> int:

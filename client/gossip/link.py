@@ -33,12 +33,14 @@ AGAIN_S, LONGEST_S = 0.01, 0.5  # the first pause before something is tried agai
 class Link:
     """One other peer: how to reach it, what is known of it, what is on its way there and what came from it.
 
-    Everything here is read and written while ``here.changed`` is held.
+    Everything here is read and written while ``here.changed`` is held. Where there is no ``address`` yet, the peer is
+    one of whom nobody has said where it is.
     """
 
     def __init__(self, here: Here, number: int, address: str) -> None:
         me = here.identity
         self.here, self.number, self.address = here, number, address
+        self.expected = bool(address)  # whether it is one of those that learn together now
         self.inbox = Inbox(me.layout, me.width, here.largest, me.network)
         self.life = 0  # which of its lives we know; 0: none yet
         self.state, self.round = pb.STATE_UNSPECIFIED, 0
@@ -52,8 +54,7 @@ class Link:
         self._withdraw = 0  # the sequence number that the peer must be told to give up; 0: none
         self._claimed = self._disproved = 0  # a life that somebody claims for it, and one that it was found not to live
         self._reached, self._contact, self._greeted, self._greet_now = False, 0.0, 0.0, True
-        self._channel = _channel(here, number, address)
-        self.stub: Any = PeerStub(self._channel)
+        self._channel, self.stub = self._open()
         self._thread = threading.Thread(target=self._run, name=f"to peer {number}", daemon=True)
 
     def start(self) -> None:
@@ -62,9 +63,21 @@ class Link:
     def close(self, deadline: float) -> None:
         """After ``here.closing`` was set: the thread says goodbye, and ends; by then, whatever it waits for."""
         self._thread.join(max(deadline - time.monotonic(), 0.0))
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
 
     # For the other threads of this peer.
+
+    def expect(self, address: str) -> None:
+        """It learns with us, there; or nowhere, for now."""
+        self.expected = bool(address)
+        if address and address != self.address:
+            before, self.address, self.trouble = self._channel, address, "it was not reached yet"
+            self._channel, self.stub = self._open()
+            if before is not None:
+                before.close()  # a call of the thread ends with it
+            self._greet_now = True
+        self.refresh()
 
     def put(self, parcel: Parcel, deadline: float) -> bool:
         """Send a vector. Waits for room until then; where there is none, or nobody, it stays ours."""
@@ -93,7 +106,7 @@ class Link:
 
     def refresh(self) -> None:
         """Look again whether the peer is there."""
-        was, self.there = self.there, self._reached and not self._withdraw and self.takes_part
+        was, self.there = self.there, self.expected and self._reached and not self._withdraw and self.takes_part
         if self.there is not was:
             self._greet_now = True  # it should know soon that it counts here
         self.here.changed.notify_all()
@@ -147,8 +160,8 @@ class Link:
             except grpc.RpcError as error:
                 self._failed(words(error))
                 again = True
-            except ValueError:
-                return  # the channel was closed
+            except ValueError:  # the channel was closed
+                again = True
             pause = min(max(2 * pause, AGAIN_S), LONGEST_S) if again else 0.0
         with self.here.changed:
             goodbye = self.greeting(self.life) if self._reached else None
@@ -164,14 +177,14 @@ class Link:
             until = time.monotonic() + pause
             while not self.here.closing:
                 now, beat = time.monotonic(), self._greeted + self.here.patience.beat
-                if now >= until:
+                if now >= until and self.address:
                     if self._greet_now or not self.life or now >= beat:
                         return self._greet
                     if self._reached and self._withdraw:
                         return self._give_back
                     if self._reached and self._outbox:
                         return self._give
-                self.here.changed.wait((until if now < until else beat) - now)
+                self.here.changed.wait((until if now < until else beat) - now if self.address else None)
         return None
 
     def _greet(self) -> bool:
@@ -289,6 +302,10 @@ class Link:
             self.here.say(f"peer {self.number} {how}")
         self._reached = False
         self.take_back()
+
+    def _open(self) -> tuple[grpc.Channel | None, Any]:
+        channel = _channel(self.here, self.number, self.address) if self.address else None
+        return channel, PeerStub(channel) if channel is not None else None
 
     def _empty(self) -> None:
         """The outbox is given up; words are nothing that could be lost."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
 from runs.directory import RunDirectory
+from strategies.messages import is_address
 
 Record = dict[str, Any]
 # What may differ between the peers of a run: where they are, how long they wait, what they leave, and who lies.
@@ -47,29 +48,45 @@ def peer(
     addresses = roster(config)
     listen = listen or addresses[number]
     folder = config.gossip.certificates
-    if not folder and not insecure and not all(map(_loopback, [listen, *addresses.values()])):
+    if not folder and not insecure and not all(map(loopback, [listen, *addresses.values()])):
         raise Mistake(
             "peers on more than one machine speak TLS: set gossip.certificates (fedrl certs makes them), or give "
             "--insecure where the line between them is private"
         )
     tls = Tls.read(Path(folder), number) if folder else None
-    session = Session(config, [number])
-    try:
-        wire = Wire(
-            identity(config, session, number), topology(config), addresses, _patience(config),
-            largest=config.gossip.largest, tls=tls, say=say, stop=stop,
-            silent=lambda turn: session.plan.kind(number, turn) == "silence",
-        )  # fmt: skip
+    with closing(Session(config, [number])) as session:
+        wire = wired(config, session, addresses, tls, say, stop)
         check(config, session, wire)
-        with ExitStack() as open_:
-            if tls is not None:
-                open_.enter_context(counted(lambda: wire.here.refuse(pb.STATUS_NO_CERTIFICATE)))
-            open_.callback(wire.close)
-            port = wire.open(listen)
+        with serving(wire, listen) as port:
             say(f"peer {number} of {config.agents} serves at {listen.rpartition(':')[0]}:{port}")
             return gossip(config, session, wire, directory, tell, stop)
-    finally:
-        session.close()
+
+
+def wired(
+    config: RunConfig,
+    session: Session,
+    addresses: Mapping[int, str],
+    tls: Tls | None,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Wire:
+    """The wire of the one peer whose session this is."""
+    (number,) = session.numbers
+    return Wire(
+        identity(config, session, number), topology(config), addresses, _patience(config),
+        largest=config.gossip.largest, tls=tls, say=say, stop=stop,
+        silent=lambda turn: session.plan.kind(number, turn) == "silence",
+    )  # fmt: skip
+
+
+@contextmanager
+def serving(wire: Wire, listen: str) -> Iterator[int]:
+    """Serves there, and looks for the others, until the end of the block; yields the port, which may have been 0."""
+    with ExitStack() as open_:
+        if wire.here.tls is not None:
+            open_.enter_context(counted(lambda: wire.here.refuse(pb.STATUS_NO_CERTIFICATE)))
+        open_.callback(wire.close)
+        yield wire.open(listen)
 
 
 def refuse(config: RunConfig, number: int) -> None:
@@ -91,8 +108,7 @@ def roster(config: RunConfig) -> dict[int, str]:
     """Where every peer is reached."""
     found: dict[int, str] = {}
     for key, address in config.gossip.roster.items():
-        host, _, port = str(address).rpartition(":")
-        if not key.isdecimal() or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not key.isdecimal() or not is_address(address):
             raise Mistake(f"'gossip.roster' has an entry 0 = \"HOST:PORT\" per peer, not {key} = {address!r}")
         found[int(key)] = str(address)
     missing = sorted(set(range(config.agents)) - set(found))
@@ -119,7 +135,7 @@ def _patience(config: RunConfig) -> Patience:
     return Patience(own.deadline_s, own.dead_s, own.beat_s, own.call_s, own.start_s, own.end_s)
 
 
-def _loopback(address: str) -> bool:
+def loopback(address: str) -> bool:
     host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,14 @@ def check(config: RunConfig, session: Session, medium: Medium | None = None) -> 
     if "delay" in kinds:
         raise Mistake("the attack 'delay' waits on a clock, and here all peers share one: take 'silence'")
     exchanged(config, session.fleet)
-    STRATEGIES[config.strategy](config, session, medium or network(config, session))
+    topology(config)
+    STRATEGIES[config.strategy](config, session, medium or cast(Medium, _Nowhere(session.numbers)))
+
+
+class _Nowhere(NamedTuple):
+    """The medium of peers that only look whether they could learn."""
+
+    peers: Sequence[int]
 
 
 def topology(config: RunConfig) -> Topology:
@@ -65,52 +72,69 @@ def gossip(
 
     Goes on where the directory's last checkpoint is.
     """
-    with directory.held():
-        return _gossip(config, session, medium, directory, tell, stop)
+    with directory.held(), closing(Learning(config, session, medium, directory)) as learning:
+        learning.join()
+        while not (learning.over or stop()):
+            tell(learning.round(learning.number + 1))
+        learning.finish()
+        return figures.summary(directory.read_metrics()) | {
+            "run_dir": str(directory.path),
+            "interrupted": not learning.over,
+        }
 
 
-def _gossip(
-    config: RunConfig,
-    session: Session,
-    medium: Medium,
-    directory: RunDirectory,
-    tell: Callable[[Record], None],
-    stop: Callable[[], bool],
-) -> Record:
-    peers = STRATEGIES[config.strategy](config, session, medium)
-    saved, meta = directory.load_checkpoint()
-    number = int(meta.get("round", 0))
-    directory.rewind(number)
-    if meta:
-        session.load_state(_within("agents.", saved))
-        peers.load_state(_within("peers.", saved))
-    about = {"algorithm": config.algorithm, "world": config.world.id}
-    keeper = Keeper(directory, _Kept(session, peers), config.checkpoints, about)
-    since = int(np.mean(session.worlds.steps)) if meta else 0
-    trackers = Trackers(directory.path, flatten(config), config.tensorboard, config.wandb, since)
-    begun, gained = time.perf_counter() - float(meta.get("wall_s", 0.0)), np.zeros(len(session.numbers), np.int64)
-    with closing(trackers):
-        number, weights = medium.join(number)
+class Learning:
+    """The peers here, round after round, and what they leave; begins where the directory's last checkpoint is."""
+
+    def __init__(self, config: RunConfig, session: Session, medium: Medium, directory: RunDirectory) -> None:
+        self.config, self.session, self.medium, self.directory = config, session, medium, directory
+        self.peers = STRATEGIES[config.strategy](config, session, medium)
+        saved, meta = directory.load_checkpoint()
+        self.number = int(meta.get("round", 0))  # rounds done
+        directory.rewind(self.number)
+        if meta:
+            session.load_state(_within("agents.", saved))
+            self.peers.load_state(_within("peers.", saved))
+        about = {"algorithm": config.algorithm, "world": config.world.id}
+        self._keeper = Keeper(directory, _Kept(session, self.peers), config.checkpoints, about)
+        since = int(np.mean(session.worlds.steps)) if meta else 0
+        self._trackers = Trackers(directory.path, flatten(config), config.tensorboard, config.wandb, since)
+        self._begun = time.perf_counter() - float(meta.get("wall_s", 0.0))
+        self._gained = np.zeros(len(session.numbers), np.int64)
+
+    @property
+    def over(self) -> bool:
+        return self.config.over(self.number, self.session.worlds.steps.tolist())
+
+    def join(self) -> None:
+        """Wait for the others; catch up with those who are at work."""
+        self.number, weights = self.medium.join(self.number)
         if weights is not None:
-            peers.join(weights)
-        while not (config.over(number, session.worlds.steps.tolist()) or stop()):
-            number = medium.next(number + 1, peers.weights)
-            lived = session.worlds.steps.copy()
-            last = config.over(number, (lived + gained).tolist())
+            self.peers.join(weights)
+
+    def round(self, number: int, judge: bool | None = None, save: bool | None = None) -> Record:
+        """This round, or a later one that the others are in; judged and saved as told, or where the conf has it."""
+        config, steps = self.config, self.session.worlds.steps
+        self.number = number = self.medium.next(number, self.peers.weights)
+        lived = steps.copy()
+        if judge is None:
+            last = config.over(number, (lived + self._gained).tolist())
             judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
-            record = _round(config, session, peers, number, judge)
-            gained = session.worlds.steps - lived
-            record["wall_s"] = round(time.perf_counter() - begun, 6)
-            directory.log(record)
-            trackers.log(record)
-            tell(record)
-            keeper.after(record, record["round"] % config.checkpoint_every == 0)
-        peers.finish()
-        keeper.save()
-    return figures.summary(directory.read_metrics()) | {
-        "run_dir": str(directory.path),
-        "interrupted": not config.over(number, session.worlds.steps.tolist()),
-    }
+        record = _round(config, self.session, self.peers, number, judge)
+        self._gained = steps - lived
+        record["wall_s"] = round(time.perf_counter() - self._begun, 6)
+        self.directory.log(record)
+        self._trackers.log(record)
+        self._keeper.after(record, number % config.checkpoint_every == 0 if save is None else save)
+        return record
+
+    def finish(self) -> None:
+        """Take in what was on its way, and save."""
+        self.peers.finish()
+        self._keeper.save()
+
+    def close(self) -> None:
+        self._trackers.close()
 
 
 def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge: bool) -> Record:
@@ -137,7 +161,8 @@ def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge
         record["consensus"] = _known(distances(peers.weights))
     nothing = dict.fromkeys(_COUNTED, [0] * len(session.numbers))
     record |= nothing | medium.counts() | {"reasons": medium.reasons()}
-    seconds = {"working_s": report.acting_s + report.learning_s, "judging_s": now - judging, "round_s": now - begun}
+    seconds = {"acting_s": report.acting_s, "learning_s": report.learning_s}
+    seconds |= {"working_s": sum(seconds.values()), "judging_s": now - judging, "round_s": now - begun}
     return record | {name: round(value, 6) for name, value in seconds.items()}
 
 

@@ -145,7 +145,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._receipt(status)
 
     def _ask(self, message: pb.Question, link: Link | None, status: pb.Status) -> Message:
-        if link is None or status != pb.STATUS_TAKEN:
+        # Who has just been born asks before it is known here: it would be told the same a moment later.
+        if link is None or status not in (pb.STATUS_TAKEN, pb.STATUS_UNKNOWN):
             return pb.Answer(status=status)
         with self.here.changed:
             published = self.here.published

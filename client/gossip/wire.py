@@ -29,7 +29,8 @@ FLUSH_S = 5.0  # for what is on its way to be answered, when this peer is told t
 
 
 class Wire:
-    """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them.
+    """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them; those that
+    are not known yet are empty, and come by ``expect``.
 
     ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round.
     """
@@ -68,20 +69,27 @@ class Wire:
             link.start()
         return port
 
+    def expect(self, roster: Mapping[int, str]) -> None:
+        """These are the ones that learn together now, and there they are; the topology is that of those."""
+        with self.here.changed:
+            for number, link in self.links.items():
+                link.expect(roster.get(number, ""))
+
     def gather(self) -> bool:
         """Wait for the others; whether they are at work already, and this peer has to catch up."""
         here, begun = self.here, time.monotonic()
         with here.changed:
             while True:
-                known = [link for link in self.links.values() if link.life]
+                others = [link for link in self.links.values() if link.expected]
+                known = [link for link in others if link.life]
                 running = [link for link in known if link.began_without_us]
                 # Of a network at work some may be dead for ever; the others are reached in the first moments.
                 settled = time.monotonic() - begun > 2 * self.patience.beat
-                if len(known) == len(self.links) or (settled and 2 * len(running) > len(known)):
+                if len(known) == len(others) or (settled and 2 * len(running) > len(known)):
                     break
                 left = begun + self.patience.start - time.monotonic()
                 if left <= 0:
-                    absent = [link for link in self.links.values() if not link.life]
+                    absent = [link for link in others if not link.life]
                     raise Failure(
                         f"after {self.patience.start:g} s peer {here.identity.number} is still without "
                         + "; ".join(f"peer {one.number} ({one.address}: {one.trouble})" for one in absent)

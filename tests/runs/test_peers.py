@@ -10,7 +10,7 @@ import numpy as np
 from cli.look import read, together
 from runs import checkpoints
 from runs.directory import RunDirectory
-from runs.peers import PATIENCE, Together, joined
+from runs.peers import PATIENCE, Together, joined, save_weights
 
 
 def record(peer: int, number: int, **more: Any) -> dict[str, Any]:
@@ -62,9 +62,9 @@ def test_weights_of_all_peers_are_rows_of_one_file(tmp_path: Path) -> None:
     for peer in range(2):
         made(tmp_path / "peers" / str(peer))
     checkpoints.save(tmp_path / "peers" / "1" / "weights.npz", {"policy": np.full((1, 3), 1.0)}, {"algorithm": "ppo"})
-    assert both.save_weights() == [0] and not run.weights.exists()
+    assert save_weights(run, both.parts) == [0] and not run.weights.exists()
     checkpoints.save(tmp_path / "peers" / "0" / "weights.npz", {"policy": np.zeros((1, 3))}, {"algorithm": "ppo"})
-    assert both.save_weights() == []
+    assert save_weights(run, both.parts) == []
     assert checkpoints.load(run.weights)[0]["policy"].tolist() == [[0, 0, 0], [1, 1, 1]]
 
 

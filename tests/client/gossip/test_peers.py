@@ -254,7 +254,7 @@ def test_a_run_ends_when_somebody_asks_to(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"algorithm": "td3", "world": {"id": "Pendulum-v1"}}, "policy-gradient then, not td3"),
-        ({"engine": "ray"}, "needs none: take local"),
+        ({"engine": "ray"}, "none stays where others could reach it"),
         ({"gossip": {"topology": "random", "degree": 9}}, "degree"),
         ({"attack": {"byzantine": 1, "kind": "delay"}}, "silence"),
         ({"fedpg": {"batch-min": 9, "batch-max": 2}}, "batch-min"),
