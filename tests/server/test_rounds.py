@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from core.config import build
 from core.errors import Failure
@@ -219,3 +220,38 @@ def test_a_node_that_was_mended_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     time.sleep(0.15)
     rounds.round(2, EXTRA, judge=False)
     assert rounds.members[1] == 12
+
+
+class Clock:
+    """Goes on by being slept on only."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class SlowToFetch(Scripted):
+    """A SuperLink from which each reply takes long to fetch."""
+
+    def __init__(self, clock: Clock, nodes: int, seconds: float) -> None:
+        super().__init__({10 + k: (k, always(0.05)) for k in range(nodes)})
+        self.clock, self.seconds = clock, seconds
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = super().pull_messages(message_ids)
+        self.clock.sleep(self.seconds * len(found))
+        return found
+
+
+def test_answers_that_are_slow_to_fetch_are_not_asked_for_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round learns from the last when answers come, not when they have been fetched."""
+    clock = Clock(monkeypatch)
+    rounds = begun(SlowToFetch(clock, 8, 0.02), 8, **{"deadline-s": 5.0, "give-up-s": 5.0})
+    for number in range(1, 11):
+        start = clock.now
+        rounds.round(number, EXTRA, judge=False)
+    np.testing.assert_allclose(clock.now - start, 0.05 + 8 * 0.02, atol=0.02)
