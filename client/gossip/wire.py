@@ -270,10 +270,12 @@ class Wire:
         return True
 
     def _done_with(self, tag: str) -> None:
-        """Words of this tag are not listened to any more in this round."""
+        """Words of this tag are not listened to any more in this round; who is ahead tells them of the next one."""
         self._passed.add(tag)
+        over = (self._turn[0], tag)
         for link in self.links.values():
-            link.inbox.words = [one for one in link.inbox.words if one.word is None or one.word.tag != tag]
+            words = link.inbox.words
+            link.inbox.words = [one for one in words if one.word is None or (one.round, one.word.tag) != over]
 
     def _wait(self, missing: Callable[[], list[Link]], number: int, deadline: float) -> None:
         """Until nobody is missing of those who can be expected to send, or the deadline."""

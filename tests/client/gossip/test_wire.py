@@ -149,6 +149,34 @@ def test_what_is_told_is_heard_by_all_and_again_where_it_is_final() -> None:
     assert np.array_equal(two[2].rows, [rows[0], rows[1] + 1, rows[2] + 1])
 
 
+def test_what_is_told_ahead_is_kept_until_its_round() -> None:
+    """Who is done at once tells its gradient of the next round while a slow peer has not heard the end of this one."""
+    with network("complete", 2, 2) as net:
+        fast, slow = net.start(0), net.start(1)
+        together([fast.gather, slow.gather])
+        rows = np.float32([[1, 2], [3, 4]])
+
+        def begins(wire: Wire) -> None:
+            k = wire.peers[0]
+            wire.begin()
+            wire.tell(1, "gradient", 0, rows[k : k + 1])
+
+        together([lambda w=w: begins(w) for w in (fast, slow)])
+        fast.tell(1, "weights", 0, rows[:1], final=np.array([True]))
+
+        def ends(wire: Wire) -> F32:
+            k = wire.peers[0]
+            if wire is slow:
+                deadline = time.monotonic() + 20
+                while len(wire.links[0].inbox.words) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                wire.tell(1, "weights", 0, rows[k:], final=np.array([True]))
+            return wire.tell(2, "gradient", 0, -rows[k : k + 1])[0].rows
+
+        for found in together([lambda w=w: ends(w) for w in (fast, slow)]):
+            assert np.array_equal(found, -rows)
+
+
 def test_a_liar_may_tell_everybody_something_else() -> None:
     with network("complete", 3, 2) as net:
         wires = [net.start(k) for k in range(3)]
