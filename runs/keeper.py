@@ -34,7 +34,8 @@ class Keeper:
         self.directory, self.run, self.keep, self.about = directory, run, keep, about
         self.returns = {record["round"]: figures.mean_return(record) for record in directory.read_metrics()}
         self._best: dict[str, Array] | None = None
-        self._unsaved: Mapping[str, Any] | None = None
+        self._last: Mapping[str, Any] | None = None
+        self._saved = False
 
     def after(self, record: Mapping[str, Any], due: bool) -> None:
         """A round is over; ``due``: with a checkpoint."""
@@ -42,19 +43,19 @@ class Keeper:
         if value > max(self.returns.values(), default=-np.inf):
             self._best = {name: array.copy() for name, array in self.run.learned().items()}
         self.returns[record["round"]] = value
-        self._unsaved = record
+        self._last, self._saved = record, False
         if due:
             self.save()
 
-    def save(self) -> None:
-        """A checkpoint of the last round, unless there is one."""
-        if self._unsaved is None:
+    def save(self, changed: bool = False) -> None:
+        """A checkpoint of the last round, unless there is one; ``changed``: what is kept is another since then."""
+        if self._last is None or (self._saved and not changed):
             return
         arrays, known = self.run.snapshot()
-        meta = {"round": self._unsaved["round"], "wall_s": self._unsaved["wall_s"], **known}
+        meta = {"round": self._last["round"], "wall_s": self._last["wall_s"], **known}
         self.directory.save_checkpoint(arrays, meta, self.returns, self.keep)
         if learned := self.run.learned():
             self.directory.save_weights(learned, self.about, self._best)
         for name, kept in self.run.keepsakes().items():
             checkpoints.save(self.directory.path / f"{name}.npz", kept, self.about)
-        self._best = self._unsaved = None
+        self._best, self._saved = None, True

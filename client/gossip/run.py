@@ -17,7 +17,7 @@ from client.gossip.peers import STRATEGIES, Peers, exchanged
 from client.gossip.topology import Topology
 from client.session import RunConfig, Session
 from core.config import flatten
-from core.errors import Mistake
+from core.errors import Failure, Mistake
 from runs import figures
 from runs.directory import RunDirectory
 from runs.keeper import Keeper
@@ -108,7 +108,15 @@ class Learning:
 
     def join(self) -> None:
         """Wait for the others; catch up with those who are at work."""
-        self.number, weights = self.medium.join(self.number)
+        try:
+            self.number, weights = self.medium.join(self.number)
+        except Failure as failure:
+            if not self.number:
+                raise
+            raise Failure(
+                f"{failure}; if the others have done all their rounds and left, this peer's own end with "
+                f"{self.number}, and what it had learned by then is in {self.directory.weights}"
+            ) from None
         if weights is not None:
             self.peers.join(weights)
 
@@ -131,7 +139,13 @@ class Learning:
     def finish(self) -> None:
         """Take in what was on its way, and save."""
         self.peers.finish()
-        self._keeper.save()
+        self._keeper.save(changed=True)
+
+    def rewind(self, number: int) -> None:
+        """Somebody else counts the rounds, and goes on after an earlier one than was the last here."""
+        if number < self.number:
+            self.number = number
+            self.directory.rewind(number)
 
     def close(self) -> None:
         self._trackers.close()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import pytest
 import tomli_w
 
 from cli.peer import peer
-from core.errors import Mistake
+from client.gossip.peer import peer as serve
+from client.session import RunConfig
+from core.config import build
+from core.errors import Failure, Mistake
 from runs import checkpoints
 from runs.directory import RunDirectory
 from runs.peers import joined
@@ -136,6 +140,24 @@ def test_a_peer_that_is_killed_comes_again_and_all_save_when_they_are_told_to_st
     peers = {k: net(k) for k in range(3)}
     assert wait(lambda: all(rounds(k)[-1]["round"] > last + 5 for k in range(3)), LONG_S)
     assert wait(lambda: joined([rounds(k) for k in range(3)])[-6]["missed"] == [0, 0, 0], LONG_S), "all hear all again"
+
+
+def test_who_comes_back_when_the_others_are_done_says_what_it_has(tmp_path: Path) -> None:
+    roster = {str(k): f"127.0.0.1:{free_port()}" for k in range(2)}
+    runs = [RunDirectory.create(tmp_path / str(k), {}) for k in range(2)]
+
+    def goes(number: int, rounds: int, start_s: float) -> dict[str, Any]:
+        gossip = {**CONF["gossip"], "roster": roster, "start-s": start_s}
+        config = build(RunConfig, {**CONF, "agents": 2, "rounds": 6, "evaluate-episodes": 0, "gossip": gossip})
+        return serve(config, number, "", runs[number], stop=lambda: len(runs[number].read_metrics()) >= rounds)
+
+    with ThreadPoolExecutor(2) as pool:
+        left, done = pool.map(goes, (0, 1), (3, 99), (LONG_S, LONG_S))
+    assert left["interrupted"] and not done["interrupted"]
+    own = r"if the others have done all their rounds and left, this peer's own end with 3, .*0/weights.npz"
+    with pytest.raises(Failure, match=rf"without peer 1 \(.*: nobody listens there\); {own}"):
+        goes(0, 99, 0.5)
+    assert weights(tmp_path / "0").keys() == {"policy"}
 
 
 @pytest.mark.slow

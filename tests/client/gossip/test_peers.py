@@ -250,6 +250,18 @@ def test_a_run_ends_when_somebody_asks_to(tmp_path: Path) -> None:
     assert all(value > 0 for value in record["consensus"])
 
 
+def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where that round had its checkpoint already: a share that is not kept is mass that is lost."""
+    monkeypatch.setattr(Network, "finish", lambda self, x, y: (x + y[:, None].astype(np.float32), 2 * y))
+    config = configured(DEC, rounds=2, **{"checkpoint-every": 1})
+    directory, session = RunDirectory.create(tmp_path / "run", {}), Session(config)
+    gossip(config, session, network(config, session), directory)
+    saved, meta = directory.load_checkpoint()
+    assert meta["round"] == 2 and saved["peers.y"].tolist() == [2.0] * 4
+    with np.load(directory.weights) as left:
+        np.testing.assert_allclose(left["policy"], saved["peers.x"] / 2, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
