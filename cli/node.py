@@ -75,9 +75,6 @@ def node(
     if root_certificates is not None and not root_certificates.is_file():
         raise Mistake(f"--root-certificates: there is no file {root_certificates}")
     check_address("--superlink", superlink, 9092)
-    for option, text in (("--peers", peers), ("--listen", listen)):
-        if text:
-            check_address(option, text if ":" in text else f"{text}:1", 9500)
     if (listen or certificates is not None) and not peers:
         raise Mistake("--listen and --certificates are for agents that others reach: give --peers HOST as well")
     if certificates is not None and not certificates.is_dir():
@@ -99,7 +96,11 @@ def node(
     from client.gossip.member import Door, make_party
     from client.node import Node
     from client.party import run_name
+    from strategies.messages import is_address
 
+    for option, text in (("--peers", peers), ("--listen", listen)):
+        if text and not is_address(text if door(text, 0) == text else f"{text}:1"):
+            raise Mistake(f"{option} is HOST or HOST:PORT, such as 10.0.0.5:9500, not '{text}'")
     folder = state or snapshots()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,9 @@ def node(
             for at, number in enumerate(numbers)
             if peers
         }
+        for number, one in doors.items():
+            one.check()
+            one.tls(number)
         keys = [Key.read(path) for path in key_files(key, numbers)] if key is not None else []
         Node(
             Address(superlink, insecure, root_certificates, max_message_mb * 2**20),

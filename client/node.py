@@ -306,8 +306,10 @@ class Node:
         return agent.runs[run_id]
 
     def _open(self, agent: Agent, run: Run) -> Party:
-        # A resumed run keeps its name under another number: what it was before must be on disk first.
-        self._forget(agent, [other for other, old in agent.runs.items() if old.name == run.name and old is not run])
+        # A resumed run keeps its name under another number: what it was before must be on disk first. And an agent that
+        # others reach has one port: what is over gives it back.
+        others = [(number, old) for number, old in agent.runs.items() if old is not run]
+        self._forget(agent, [number for number, old in others if old.name == run.name or agent.link.over(number)])
         run.party = self.make_party(agent.number, run.flat, run.name, self.state)
         return run.party
 

@@ -23,7 +23,7 @@ from client.gossip.here import Tls
 from client.gossip.peer import loopback, serving, wired
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import Learning, check
-from client.gossip.wire import COUNTED
+from client.gossip.wire import COUNTED, FLUSH_S
 from client.party import Flat, Party
 from client.session import Session
 from core.config import nested
@@ -34,7 +34,7 @@ from strategies import messages
 from strategies.messages import SECONDS, RefusedError
 
 Record = Mapping[str, Any]
-SAVE_S = 5.0  # that the round in progress has left when the agent is asked to leave
+SAVE_S = FLUSH_S + 3.0  # for the round in progress when the agent is asked to leave, and for what is on its way
 # What the server knows by itself of a round, or is told under another name.
 KNOWN = ("round", "peers", "return", "steps", "updates", "left-out", *SECONDS)
 # What it counts as well, of its own messages.
@@ -52,6 +52,20 @@ class Door:
     listen: str = ""
     certificates: Path | None = None
     insecure: bool = False
+
+    def check(self, *others: str) -> None:
+        """Plain text is for loopback: refuses to serve, or to speak with these, where somebody could listen."""
+        private = self.certificates is not None or self.insecure
+        places = (self.address, self.listen or self.address, *others)
+        if far := [place for place in places if not private and not loopback(place)]:
+            raise Mistake(
+                f"peers on more than one machine speak TLS, and one is at {far[0]}: start the nodes with "
+                "--certificates, or with --insecure where the line between them is private"
+            )
+
+    def tls(self, number: int) -> Tls | None:
+        """What proves that the agent behind this door is that one."""
+        return Tls.read(self.certificates, number) if self.certificates is not None else None
 
 
 def make_party(
@@ -72,8 +86,9 @@ class Member(Party):
         *, door: Door,
     ) -> None:  # fmt: skip
         self._door = door
-        self._asked: SimpleQueue[tuple[Message, Future[RecordDict]] | None] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[int, Message, Future[RecordDict]] | None] = SimpleQueue()
         self._newest, self._joined, self._leaving = 0, False, False
+        self._said = (0, RecordDict())  # the last round here, and what was answered
         self._trouble: Exception | None = None
         super().__init__(number, flat, run, state, attack, modules)
 
@@ -87,11 +102,13 @@ class Member(Party):
             order, roster = messages.order(message), messages.roster(message)
             if order.layout != layout(self.session):
                 raise Failure("the run's weights have another layout than this agent's: its world is another one")
-            self._reachable(roster)
-            self._newest = max(self._newest, order.round)
+            self._door.check(*roster.values())
+            number, self._newest = order.round, max(self._newest, order.round)
             self.wire.expect(roster)
+        else:
+            number = self._newest
         future: Future[RecordDict] = Future()
-        self._asked.put((message, future))
+        self._asked.put((number, message, future))
         return future
 
     def save(self) -> None:
@@ -110,10 +127,8 @@ class Member(Party):
         self._asked.put(None)
 
     def _open(self) -> None:
-        listen = self._door.listen or self._door.address
-        tls = Tls.read(self._door.certificates, self.number) if self._door.certificates is not None else None
-        self._private = tls is not None or self._door.insecure
-        self._reachable({self.number: listen})
+        self._door.check()
+        listen, tls = self._door.listen or self._door.address, self._door.tls(self.number)
         path = self.path.parent / PEERS / str(self.number)
         directory = RunDirectory(path) if path.exists() else RunDirectory.create(path, {})
         directory.write_conf(nested(self.config))
@@ -131,20 +146,15 @@ class Member(Party):
         self._thread = threading.Thread(target=self._work, name=f"peer {self.number}", daemon=True)
         self._thread.start()
 
-    def _reachable(self, roster: Mapping[int, str]) -> None:
-        if far := [address for address in roster.values() if not self._private and not loopback(address)]:
-            raise Mistake(
-                f"peers on more than one machine speak TLS, and one is at {far[0]}: start the nodes with "
-                "--certificates, or with --insecure where the line between them is private"
-            )
-
     # The thread.
 
     def _work(self) -> None:
         with self._all:
             while (asked := self._asked.get()) is not None:
-                message, future = asked
+                number, message, future = asked
                 try:
+                    if number < self._newest:
+                        raise RefusedError("late", f"round {number} is over: the server is in round {self._newest}")
                     train = message.metadata.message_type == MessageType.TRAIN
                     future.set_result(self._round(message) if train else self._judged(message))
                 except Exception as error:
@@ -160,9 +170,10 @@ class Member(Party):
 
     def _round(self, message: Message) -> RecordDict:
         order = messages.order(message)
-        if order.round < self._newest:
-            raise RefusedError("late", f"round {order.round} is over: the server is in round {self._newest}")
+        if order.round == self._said[0]:  # asked again, by a server that had lost sight of us
+            return self._said[1]
         if not self._joined:
+            self.learning.rewind(order.round - 1)
             self.learning.join()
             self._joined = True
         lived = int(self.session.worlds.steps[0])
@@ -170,7 +181,8 @@ class Member(Party):
         now = int(self.session.worlds.steps[0])
         said = (self.number, order.layout, now - lived, now, record["updates"][0])
         seconds = (record["acting_s"], record["learning_s"], record["round_s"])
-        return messages.content(messages.account(said, seconds, figures(record)))
+        self._said = order.round, messages.content(messages.account(said, seconds, figures(record)))
+        return self._said[1]
 
 
 def figures(record: Record) -> dict[str, float]:

@@ -58,6 +58,7 @@ class Wire:
             if number != identity.number
         }
         self.service = Service(self.here, self.links, self._keep)
+        self._guided = False  # whether somebody else looks after who is there
         self._turn, self._passed = (0, "", 0), set[str]()  # what is being told, and the tags done with in this round
 
     # Beginning and end.
@@ -70,8 +71,12 @@ class Wire:
         return port
 
     def expect(self, roster: Mapping[int, str]) -> None:
-        """These are the ones that learn together now, and there they are; the topology is that of those."""
+        """These are the ones that learn together now, and there they are; the topology is that of those.
+
+        Who says so may be wrong about one that has just died, so the others begin without those who do not come.
+        """
         with self.here.changed:
+            self._guided = True
             for number, link in self.links.items():
                 link.expect(roster.get(number, ""))
 
@@ -90,10 +95,12 @@ class Wire:
                 left = begun + self.patience.start - time.monotonic()
                 if left <= 0:
                     absent = [link for link in others if not link.life]
-                    raise Failure(
-                        f"after {self.patience.start:g} s peer {here.identity.number} is still without "
-                        + "; ".join(f"peer {one.number} ({one.address}: {one.trouble})" for one in absent)
-                    )
+                    words = "; ".join(f"peer {one.number} ({one.address}: {one.trouble})" for one in absent)
+                    if self._guided and known:
+                        here.say(f"after {self.patience.start:g} s it begins without {words}")
+                        break
+                    me = here.identity.number
+                    raise Failure(f"after {self.patience.start:g} s peer {me} is still without {words}")
                 if self.stop():
                     return False
                 here.changed.wait(min(left, 0.2))
@@ -123,7 +130,8 @@ class Wire:
 
         So a minority that lies decides nothing.
         """
-        found = [one for one in map(self._read, list(self.links.values())) if one is not None]
+        links = [link for link in self.links.values() if link.life]
+        found = [one for one in map(self._read, links) if one is not None]
         if not found:
             raise Failure(f"peer {self.peers[0]} came late, and nobody told it what was learned so far")
         rounds = sorted(number for number, _ in found)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import tomli_w
+import typer
 from flwr.app import Context, Message, MessageType, RecordDict
 
 from cli.certs import certs
-from cli.node import door
+from cli.node import door, node
 from client.gossip.member import Door, Member
 from client.session import RunConfig
 from core.config import build, flatten, nested, override
 from core.errors import Mistake
 from runs import checkpoints
 from runs.directory import RunDirectory
+from runs.peers import PEERS
 from server import engines
 from server.control import Control
 from server.launch import processes, start_node, superlink, wait
@@ -256,8 +260,79 @@ def test_plain_text_is_for_loopback(tmp_path: Path) -> None:
         member.save()
 
 
+def test_what_is_over_is_not_answered_and_a_server_may_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders and exams of earlier rounds are dropped; a server that goes on from its checkpoint takes all with it."""
+    flat = flatten(configured("agents=1", "gossip.topology=complete", "rounds=9"))
+    member = Member(0, flat, "run", tmp_path, door=Door("127.0.0.1:0"))
+    try:
+        layout = messages.entries(cast(RecordDict, member.answer(query())))["layout"]
+
+        def order(number: int) -> Message:
+            about = {"round": number, "work": 1, "layout": layout, "exchange": "weights", "parts": [], "pause": ""}
+            roster = {"settle": True, "save": True, "peers": [0], "addresses": [member.address]}
+            return Message(messages.content(about, roster), 100, MessageType.TRAIN)
+
+        def asked(message: Message) -> Future[RecordDict]:
+            return cast(Future[RecordDict], member.answer(message))
+
+        exam = Message(RecordDict(), 100, MessageType.EVALUATE)
+        for number in (1, 2, 3):
+            assert "said" in messages.entries(asked(order(number)).result(LONG_S))
+        again, lived = asked(order(3)).result(LONG_S), member.session.worlds.steps[0]
+        assert messages.entries(again)["said"][3] == lived, "a round is done once, however often it is asked for"
+        assert "return" in messages.entries(asked(exam).result(LONG_S))
+        begun, may, learn = threading.Event(), threading.Event(), member.learning.round
+
+        def waits(*words: Any, **named: Any) -> Any:
+            begun.set()
+            assert may.wait(LONG_S)
+            return learn(*words, **named)
+
+        monkeypatch.setattr(member.learning, "round", waits)
+        first = asked(order(4))
+        assert begun.wait(LONG_S)
+        old, second, over = asked(exam), asked(order(5)), asked(order(4))
+        may.set()
+        assert "said" in messages.entries(first.result(LONG_S))
+        for late in (old, over):
+            with pytest.raises(RefusedError, match="round 4 is over: the server is in round 5"):
+                late.result(LONG_S)
+        assert "said" in messages.entries(second.result(LONG_S))
+        member.save()
+        member = Member(0, flat, "run", tmp_path, door=Door("127.0.0.1:0"))
+        assert "said" in messages.entries(asked(order(3)).result(LONG_S))
+    finally:
+        member.save()
+    kept = RunDirectory.open(tmp_path / "run" / PEERS / "0")
+    assert [record["round"] for record in kept.read_metrics()] == [1, 2, 3]
+
+
 def query() -> Message:
     return Message(RecordDict(), 100, MessageType.QUERY)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--peers", "10.0.0.1:9"], r"speak TLS, and one is at 10\.0\.0\.1:9"),
+        (["--peers", "127.0.0.1", "--listen", "0.0.0.0:9"], r"speak TLS, and one is at 0\.0\.0\.0:9"),
+        (["--peers", "10.0.0.1", "--listen", "127.0.0.1:9"], r"speak TLS, and one is at 10\.0\.0\.1:0"),
+        (["--peers", "10.0.0.1:9", "--certificates", "."], "peer-0.pem cannot be read|ca.pem cannot be read"),
+        (["--peers", "a:b"], "HOST or HOST:PORT"),
+        (["--listen", "127.0.0.1:9"], "give --peers HOST as well"),
+    ],
+)
+def test_a_node_that_others_could_not_reach_safely_does_not_start(
+    options: list[str], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Mistake, match=sentence):
+        node_command(["--superlink", "127.0.0.1:9", "--agents", "0", "--state", str(tmp_path), *options])
+
+
+def node_command(words: list[str]) -> None:
+    app = typer.Typer()
+    app.command()(node)
+    app(words, standalone_mode=False)
 
 
 def test_every_agent_of_a_node_has_a_port_of_its_own() -> None:

@@ -201,6 +201,42 @@ def test_who_waits_says_for_whom() -> None:
             together([lambda w=w: w.gather() for w in wires])
 
 
+def test_who_is_told_of_one_that_is_dead_begins_without_it() -> None:
+    """A server may not know yet that somebody has died: the others learn all the same, and it may come later.
+
+    Of peer 3 nobody has ever said where it is.
+    """
+    X, Y = starts(4, 10)
+    with network("ring", 4, 10, replace(QUICK, start=0.5)) as net:
+        net.roster[3] = ""
+        wires = [net.start(0), net.start(1)]
+
+        def goes(wire: Wire) -> tuple[F32, F64]:
+            k = wire.peers[0]
+            deadline = time.monotonic() + 20
+            while not wire.links[1 - k].life and time.monotonic() < deadline:
+                time.sleep(0.01)
+            wire.expect(net.roster)
+            assert wire.join(0) == (0, None)
+            return wire.mix(1, X[k : k + 1], Y[k : k + 1])
+
+        found = together([lambda w=w: goes(w) for w in wires])
+        assert all(np.allclose(x, X[:2].mean(axis=0)) for x, _ in found)
+        assert any("begins without peer 2" in words for words in net.said)
+        for k, (x, y) in enumerate(found):
+            net.wires[k].next(2, x / np.float32(y))
+        number, row = net.start(2).join(0)
+        assert number == 1 and row is not None and np.allclose(row[0], X[:2].mean(axis=0))
+
+
+def test_who_is_told_of_others_and_finds_none_does_not_learn_alone() -> None:
+    with network("ring", 3, 2, replace(QUICK, start=0.5)) as net:
+        wire = net.start(0)
+        wire.expect(net.roster)
+        with pytest.raises(Failure, match=r"without peer 1 .*; peer 2 "):
+            wire.join(0)
+
+
 def test_peers_of_another_run_are_refused_and_told_why() -> None:
     with network("ring", 3, 2, replace(QUICK, start=1.0)) as net:
         net.start(0)
