@@ -3,13 +3,18 @@
 No rule that compares all rows does with less than ``X @ X.T``. The torch contenders are the same formulas as one would
 write them, or find them in a library; for Krum twice, as ``torch.cdist`` multiplies matrices by default, which is noise
 when the rows are close, and can be told not to. ``torch.median`` takes the lower of two middle values, which is less
-work than their mean.
+work than their mean. Where byzfl is installed (``pip install --no-deps byzfl``), its own rules are beside ours as well.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 import tracemalloc
 from collections.abc import Callable
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
@@ -47,6 +52,15 @@ def torch_geometric_median(x: Tensor, nu: float) -> Tensor:
         shares = 1 / (x - z).norm(dim=1).clamp(min=nu)
         z = shares @ x / shares.sum()
     return z
+
+
+def byzfl() -> ModuleType | None:
+    """The rules of byzfl. Its package loads torchvision, which they need not and which may not fit this torch."""
+    if importlib.util.find_spec("byzfl") is None:
+        return None
+    for name in ("torchvision", "torchvision.datasets", "torchvision.models", "torchvision.transforms"):
+        sys.modules.setdefault(name, MagicMock())
+    return importlib.import_module("byzfl.aggregators.aggregators")
 
 
 def measured(contenders: dict[str, Contender], rounds: int) -> Rates:
@@ -115,6 +129,10 @@ def beside_torch(n: int, f: int, rounds: int) -> list[Row]:
             },
         ),
     }
+    if rules := byzfl():
+        table["geometric median"][1]["byzfl"] = lambda: rules.GeometricMedian(nu=nu, T=STEPS)(x)
+        table["median"][1]["byzfl"] = lambda: rules.Median()(x)
+        table["Krum"][1]["byzfl"] = lambda: rules.Krum(f)(x)
     found: list[Row] = []
     for name, (ours, theirs) in table.items():
         rates = measured({"ours": ours} | theirs, rounds)
