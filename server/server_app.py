@@ -40,9 +40,13 @@ def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
 
     if not isinstance(grid, GrpcGrid):
         return grid
+    return LinkGrid(grid, limit(session, config), min(config.federation.deadline_s, 30.0))
+
+
+def limit(session: Session, config: RunConfig) -> int:
+    """The bytes that one reply may hold."""
     exchanged = {} if config.strategy in STRATEGIES else exchangeable(session.fleet)  # peers send theirs to each other
-    weights = sum(4 * rows.shape[1] for rows in exchanged.values())
-    return LinkGrid(grid, weights + _WORDS, min(config.federation.deadline_s, 30.0))
+    return _WORDS + sum(4 * int(rows.shape[1]) for rows in exchanged.values())
 
 
 @app.main()

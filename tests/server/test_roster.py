@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from cli.certs import certs
 from cli.node import door, node
 from client.gossip.member import Door, Member
-from client.session import RunConfig
+from client.session import RunConfig, Session
 from core.config import build, flatten, nested, override
 from core.errors import Mistake
 from runs import checkpoints
@@ -30,6 +32,7 @@ from server import engines
 from server.control import Control
 from server.launch import processes, start_node, superlink, wait
 from server.server_app import app as server_app
+from server.server_app import limit
 from strategies import messages
 from strategies.messages import Described, RefusedError
 from strategies.roster import Roster
@@ -57,11 +60,11 @@ def configured(*settings: str) -> RunConfig:
     return build(RunConfig, override(CONF, ["engine=grpc", *settings]))
 
 
-def fedrl(conf: Path, out: Path, *words: str) -> RunDirectory:
-    command = [sys.executable, "-m", "cli.main", "run", str(conf), "--out", str(out), *words]
+def fedrl(*words: str | Path) -> RunDirectory:
+    command = [sys.executable, "-m", "cli.main", "run", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert done.returncode == 0, done.stderr
-    return RunDirectory.open(out)
+    return RunDirectory.open(next(Path(word) for flag, word in pairwise(words) if flag in ("--out", "--resume")))
 
 
 def column(run: RunDirectory, name: str) -> list[Any]:
@@ -76,7 +79,7 @@ def test_nodes_learn_what_peers_in_one_process_learn_and_the_server_sees_no_weig
     config = configured("engine=local")
     here = RunDirectory.create(tmp_path / "local", nested(config))
     engines.run(config, engines.prepare(config), here, lambda record: None, print, lambda: False)
-    apart = fedrl(conf, tmp_path / "grpc", "--engine", "grpc", "--nodes", "2")
+    apart = fedrl(conf, "--out", tmp_path / "grpc", "--engine", "grpc", "--nodes", "2")
     for name in ("return", "steps", "trajectories", "missed"):
         assert column(here, name) == column(apart, name), name
     one, other = (checkpoints.load(run.weights)[0]["policy"] for run in (here, apart))
@@ -90,6 +93,20 @@ def test_nodes_learn_what_peers_in_one_process_learn_and_the_server_sees_no_weig
     sent = np.sum(column(apart, "peers.bytes_up"), axis=0)
     assert sent.max() <= 5 * 2 * (one[0].nbytes + 8) and sent.min() >= 4 * 2 * (one[0].nbytes + 8)
     assert not any(name.startswith("peers.reasons") for record in apart.read_metrics() for name in record)
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_equals_one_that_did_not_end(tmp_path: Path) -> None:
+    """Its agents are found by the run's name, whatever node they live in now."""
+    conf = tmp_path / "net.toml"
+    conf.write_text(tomli_w.dumps(CONF))
+    whole = fedrl(conf, "--out", tmp_path / "whole", "--set", "rounds=6")
+    fedrl(conf, "--out", tmp_path / "parts", "--engine", "grpc", "--nodes", "1", "--set", "rounds=3")
+    parts = fedrl("--resume", tmp_path / "parts", "--nodes", "3", "--set", "rounds=6")
+    for name in ("round", "return", "steps", "trajectories", "missed"):
+        assert column(whole, name) == column(parts, name), name
+    one, other = (checkpoints.load(run.weights)[0]["policy"] for run in (whole, parts))
+    assert np.abs(one - other).max() < 1e-5
 
 
 @pytest.fixture
@@ -209,6 +226,13 @@ def test_an_order_without_a_sound_roster_is_refused(entries: dict[str, Any]) -> 
     with pytest.raises(RefusedError) as refused:
         messages.roster(Message(messages.content(entries), 100, MessageType.TRAIN))
     assert refused.value.reason == "no-order"
+
+
+def test_a_reply_has_no_room_for_weights() -> None:
+    large = "policy-gradient.hidden=[700,700]"
+    with closing(Session(configured(large), [0])) as session:
+        weights = session.fleet.parts["policy"].nbytes
+        assert limit(session, session.config) < weights < limit(session, configured(large, "strategy=fedavg"))
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
