@@ -315,8 +315,11 @@ def check_docker(which: Callable[[str], str | None], why: Callable[[list[str]], 
         yield Finding("docker", path)
     else:
         yield Finding("docker", f"{path}, but no daemon answers", "note", "start it, or join its group")
+    older = which("docker-compose")
     if why([path, "compose", "version"]) is None:
         yield Finding("docker compose", "found")
+    elif older is not None and why([older, "version"]) is None:
+        yield Finding("docker compose", f"{older}: where the documents say docker compose, say docker-compose")
     else:
         yield Finding("docker compose", "not found", "note", "install its plugin (docker-compose-plugin)")
 

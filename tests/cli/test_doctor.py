@@ -177,6 +177,16 @@ def test_docker_is_never_wrong() -> None:
     assert [one.verdict for one in broken] == ["note", "note"]
 
 
+def test_either_command_of_compose_will_do() -> None:
+    def without_plugin(words: list[str]) -> str | None:
+        return "unknown command" if words == ["/bin/docker", "compose", "version"] else None
+
+    both = verdicts(check_docker(lambda name: f"/bin/{name}", without_plugin))
+    assert both == {"docker": "ok", "docker compose": "ok"}
+    neither = check_docker(lambda name: "/bin/docker" if name == "docker" else None, without_plugin)
+    assert verdicts(neither) == {"docker": "ok", "docker compose": "note"}
+
+
 def test_strays() -> None:
     marks = {11: "10:1", 12: "10:1", 21: "20:5"}
     assert check_strays(marks, lambda pid: True).verdict == "ok"
