@@ -17,7 +17,7 @@ export GRPC_ENABLE_FORK_SUPPORT := 0
 
 # One thread per worker: two processes whose BLAS or torch threads spin on two cores are slower than one.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --durations=10
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -rs --durations=10
 WORKERS ?= 2
 
 .PHONY: help setup run test slow wheels test-compose test-netns soak lint format types bench fedpg lock keys proto clean
@@ -40,14 +40,14 @@ wheels: .venv/dev ## Download what the image installs into docker/wheels, for bu
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --prefer-binary --dest docker/wheels \
 		-c constraints.txt -r <($(BIN)/python docker/requirements.py)
 
-test-compose: wheels ## Bring the containers up, see runs finish and a client die and come back (needs docker)
-	$(PYTEST) -m compose tests/docker
+test-compose: .venv/dev ## Bring the containers up, see runs finish and a client die and come back (needs docker)
+	$(PYTEST) -m "compose$(if $(CORE), and core)" tests/docker
 
 test-netns: .venv/dev ## Four hosts as network namespaces: links cut, delayed, stalled (needs root)
-	$(PYTEST) -rs -s -m netns tests/server
+	$(PYTEST) -s -m netns tests/server
 
 soak: .venv/dev ## 200 rounds, 8 nodes, random kills, a SuperLink that restarts: memory and strays, in an hour
-	$(PYTEST) -rs -s -m soak tests/server
+	$(PYTEST) -s -m soak tests/server
 
 lint: .venv/dev ## Check rules and format
 	$(BIN)/ruff check .
