@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -32,6 +32,8 @@ def record(
     write = {".mp4": _mp4, ".gif": _gif}.get(path.suffix.lower())
     if write is None:
         raise Mistake(f"a recording ends in .mp4 or .gif, '{path.name}' does not")
+    if write is _mp4 and find_spec("imageio_ffmpeg") is None:
+        raise Mistake("a recording in .mp4 needs imageio-ffmpeg, which is not installed here: take .gif, or install it")
     if not 0 <= agent < worlds.agents:
         raise Mistake(f"there is no agent {agent} to film; there are {worlds.agents}, numbered from 0")
     if episodes < 1:
@@ -68,6 +70,8 @@ def _pictures(
 
 
 def _mp4(path: Path, pictures: Iterator[Picture], fps: int) -> None:
+    import imageio_ffmpeg  # type: ignore[import-untyped]  # large: containers go without
+
     first = next(pictures)
     height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2  # the codec takes even sides only
     writer = imageio_ffmpeg.write_frames(

@@ -1,10 +1,12 @@
-"""The project file, the constraints and the Makefile say the same, and what they say holds."""
+"""The project file, the constraints, the Makefile and the units say the same, and what they say holds."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -105,3 +107,20 @@ def test_make_refuses_an_old_python_in_a_sentence(makefile: Path) -> None:
     assert done.returncode
     assert "needs Python 3.11 or newer" in done.stderr
     assert not (makefile / ".venv").exists()
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in (ROOT / "deploy").iterdir()))
+def test_what_a_unit_starts_takes_its_options(unit: str) -> None:
+    text = (ROOT / "deploy" / unit).read_text().replace("\\\n", " ")
+    line = re.search(r"^ExecStart=/opt/fedrl/.venv/bin/(.*)$", text, re.MULTILINE)
+    assert line
+    name, *words = line[1].split()
+    command = [words[0]] if name == "fedrl" else []
+    program = [sys.executable, "-m", "cli.main"] if name == "fedrl" else [str(Path(sys.executable).parent / name)]
+    wide = os.environ | {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
+    help_text = subprocess.run(
+        [*program, *command, "--help"], cwd=ROOT, env=wide, capture_output=True, text=True
+    ).stdout
+    options = {word for word in words if word.startswith("--")}
+    assert options
+    assert options <= set(re.findall(r"--[a-z-]+", help_text))

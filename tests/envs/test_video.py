@@ -72,6 +72,14 @@ def test_a_world_that_draws_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_without_a_codec_a_film_is_a_gif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.video.find_spec", lambda name: None)
+    batch = worlds("CartPole-v1")
+    with pytest.raises(Mistake, match=r"needs imageio-ffmpeg, which is not installed here: take \.gif"):
+        record(batch, still(batch), tmp_path / "film.mp4")
+    assert record(batch, still(batch), tmp_path / "film.gif")
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
