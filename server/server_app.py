@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from logging import INFO
 from pathlib import Path
+from types import FrameType
 
 from flwr.app import Context
 from flwr.common import log
@@ -24,6 +29,8 @@ app = ServerApp()
 
 # Bytes of a reply that are not weights: metrics, names, Flower's own.
 _WORDS = 1_000_000
+# The longest that a ServerApp lives on when it is told to go, or its SuperLink is gone.
+LEAVE_S = 10.0
 
 
 def app_config() -> dict[str, bool | int | float | str]:
@@ -40,6 +47,7 @@ def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
 
     if not isinstance(grid, GrpcGrid):
         return grid
+    leave_in_time(LEAVE_S)
     return LinkGrid(grid, limit(session, config), min(config.federation.deadline_s, 30.0))
 
 
@@ -47,6 +55,28 @@ def limit(session: Session, config: RunConfig) -> int:
     """The bytes that one reply may hold."""
     exchanged = {} if config.strategy in STRATEGIES else exchangeable(session.fleet)  # peers send theirs to each other
     return _WORDS + sum(4 * int(rows.shape[1]) for rows in exchanged.values())
+
+
+def leave_in_time(seconds: float) -> None:
+    """Whoever is told to go is gone so much later, and holds no run.
+
+    Flower first joins threads of its own, and these may wait for the lock of the very call that the signal interrupted.
+    """
+
+    def force() -> None:
+        time.sleep(seconds)
+        os._exit(1)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        if not callable(before):
+            continue
+
+        def leave(signum: int, frame: FrameType | None, before: Callable[..., object] = before) -> None:
+            threading.Thread(target=force, daemon=True).start()
+            before(signum, frame)
+
+        signal.signal(number, leave)
 
 
 @app.main()

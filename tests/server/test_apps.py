@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tomllib
@@ -162,3 +163,22 @@ def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
                     os.kill(int(process.name), 15)
             except (OSError, ProcessLookupError):
                 continue
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_told_to_go_goes_though_flower_waits_for_itself(told: signal.Signals) -> None:
+    """Flower's handler joins a thread that waits for a lock of the call that was interrupted."""
+    script = (
+        "import signal, sys, threading, time; from server.server_app import leave_in_time\n"
+        "lock = threading.Lock()\n"
+        "for one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, lambda *_: lock.acquire())\n"
+        "leave_in_time(0.5)\n"
+        "with lock:\n"
+        "    print('here', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(told)
+        assert process.wait(30) == 1
