@@ -39,7 +39,7 @@ def app_config() -> dict[str, bool | int | float | str]:
 
 
 def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
-    """Behind a SuperLink, ours; in Flower's simulation, and where a test brings one, the grid that is there."""
+    """Behind a SuperLink, ours, and an end that comes in time; in a simulation or a test, the one that is there."""
     # Here and not above: a database's library comes with it, two seconds that nobody else need wait.
     from flwr.superlink.grid import GrpcGrid
 

@@ -36,16 +36,12 @@ from server.server_app import limit
 from strategies import messages
 from strategies.messages import Described, RefusedError
 from strategies.roster import Roster
+from tests.cli.test_peer import CONF as PEERS_CONF
+from tests.cli.test_peer import LONG_S
 from tests.server.test_apps import Here
 
 ROOT = Path(__file__).parents[2]
-LONG_S = 300.0  # far more than anything here takes on an idle machine
-CONF: dict[str, Any] = {
-    "algorithm": "policy-gradient", "strategy": "fedpg-dec", "agents": 3, "seed": 2, "rounds": 5, "steps": 0,
-    "evaluate-episodes": 3, "tensorboard": False, "world": {"id": "CartPole-v1"},
-    # Nobody is held for dead, or left behind, because the machine is busy.
-    "gossip": {"topology": "ring", "dead-s": 60.0, "deadline-s": 60.0, "beat-s": 0.3},
-}  # fmt: skip
+CONF = PEERS_CONF | {"rounds": 5}
 
 
 @pytest.fixture(autouse=True)
