@@ -37,7 +37,7 @@ Flat = Mapping[str, bool | int | float | str]
 
 FAST_S = 0.005  # the shortest pause between two questions
 SHARE = 0.1  # a pause is this share of the silence so far: a question costs the SuperLink as much as an object
-EARLY = 0.75  # rounds are alike: nothing is to be expected before this share of the shorter of the last two silences
+EARLY = 0.75  # rounds are alike: nothing is to be expected before this share of the shortest of the last few silences
 LIVE_S = 0.25  # the longest pause while a run is live
 IDLE_S = 2.0  # and while none is
 PROBE_S = 2.0  # how often a silent run is asked whether it has ended
@@ -65,6 +65,7 @@ class Run:
     refused: str = ""
     party: Party | None = None
     heard: float = field(default_factory=time.monotonic)  # when it was last known to live
+    last: Message | None = None  # what the SuperLink still keeps for us
 
 
 @dataclass
@@ -164,7 +165,7 @@ class Node:
     # The loop.
 
     def _loop(self) -> None:
-        heard, silences, tries = time.monotonic(), deque([0.0, 0.0], maxlen=2), 0
+        heard, silences, tries = time.monotonic(), deque([0.0] * 4, maxlen=4), 0
         while not self.stop():
             asked = time.monotonic()
             try:
@@ -210,11 +211,14 @@ class Node:
     def _handle(self, agent: Agent, message: Message, tree: ObjectTree) -> None:
         begun, run_id = time.perf_counter(), message.metadata.run_id
         try:
-            reply, whole = self._reply(agent, message, tree)
+            reply = self._reply(agent, message, tree)
             if reply is not None:
                 self._send(agent, reply, begun)
-            if whole:  # otherwise the server may still be sending: what is left goes when the run ends
-                agent.link.done(message)
+            # The server may still be sending what we did not wait for: what is over is the message before.
+            if (run := agent.runs.get(run_id)) is not None:
+                before, run.last = run.last, message
+                if before is not None:
+                    agent.link.done(before)
         except RunOver:
             self._forget(agent, [run_id])
         else:
@@ -240,9 +244,8 @@ class Node:
                 self._forget(agent, [message.metadata.run_id])
         return bool(done)
 
-    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> tuple[Message | None, bool]:
-        """The party's answer, or one sentence on why there is none; and whether the message came whole."""
-        whole = None
+    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> Message | None:
+        """The party's answer, or one sentence on why there is none; None where it comes later, or never."""
         try:
             run = self._run(agent, message.metadata.run_id)
             if not run.refused:
@@ -255,21 +258,21 @@ class Node:
                 if isinstance(content, Future):
                     agent.later[content] = whole, time.perf_counter()
                     content.add_done_callback(lambda _: self.stop.wake())
-                    return None, True
-                return Message(content, reply_to=message), True
-            return self._refusal(agent, message, run.refused, ErrorCode.INVALID_FAB), False
+                    return None
+                return Message(content, reply_to=message)
+            return self._refusal(agent, message, run.refused, ErrorCode.INVALID_FAB)
         except (Unreachable, Forgotten, RunOver):
             raise
         except Silence:
             self._answering = None
-            return None, True
+            return None
         except TooLarge:
             size = self.address.max_bytes >> 20
             reply = self._refusal(agent, message, f"the message is larger than {size} MB, this node's --max-message-mb")
         except Exception as error:
             reply = self._excuse(agent, message, error)
         self._answering = None
-        return reply, whole is not None
+        return reply
 
     def _excuse(self, agent: Agent, message: Message, error: Exception) -> Message:
         expected = isinstance(error, Mistake | Failure | RefusedError)

@@ -66,4 +66,5 @@ def content_by_record(tree: ObjectTree, record: bytes) -> RecordDict | None:
     if get_object_type_from_object_content(record) != ConfigRecord.__qualname__:
         return None
     found = RecordDict({RECORD: ConfigRecord.inflate(record)})
-    return found if found.object_id == tree.children[0].object_id else None
+    with no_object_id_recompute():  # or the record is packed three times over
+        return found if found.object_id == tree.children[0].object_id else None

@@ -2,7 +2,8 @@
 
 Flower's own grid waits seconds between two looks, starts a pool of threads per message, and stops at a reply whose
 objects are still on their way. Here a reply that has been announced is looked at again with the next question, the
-others are not kept waiting, and no object is taken that is larger than such a fleet can send.
+others are not kept waiting, and no object is taken that is larger than such a fleet can send. What the nodes need comes
+first, and what only the SuperLink needs while they work.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class LinkGrid(Grid):
     def __init__(self, grid: GrpcGrid, limit: int, patience: float) -> None:
         self._grid, self._limit, self._patience = grid, limit, patience
         self._coming: dict[str, _Coming] = {}  # by the message that they answer
+        self._read: list[_Coming] = []  # what the SuperLink still keeps for us
         badges = [RuntimeVersionClientInterceptor("flwr-serverapp"), RuntimeTokenClientInterceptor(grid._token)]
         # A connection of its own: an object's size is known before its bytes are taken, and then it is refused.
         self._objects = RuntimeStub(create_channel(grid._addr, grid._insecure, grid._cert, limit, badges))
@@ -80,21 +82,23 @@ class LinkGrid(Grid):
                 )
             )
             missing = set(response.objects_to_push)
-            # Records last: a node that has its record needs nothing else, and may be done before we would be.
-            for name, one in sorted(parts.items(), key=lambda item: _DEPTH.get(type(item[1]), 2)):
+            # Records first: a node that has its record begins (client/node.py keeps the rest until its next message).
+            for name, one in sorted(parts.items(), key=lambda item: -_DEPTH.get(type(item[1]), 2)):
                 if name in missing:
                     request = PushObjectRequest(
                         node=self._grid.node, run_id=self.run.run_id, object_id=name, object_content=one.deflate(),
                         session_id=response.session_id,
                     )  # fmt: skip
                     self._grid._stub.PushObject(request)
+        while self._read:
+            self._done(self._read.pop())
         return list(response.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages that have come whole, and an error for each that never will."""
         names = set(message_ids)
         for name in self._coming.keys() - names:  # nobody waits for it any more
-            self._done(self._coming.pop(name))
+            self._read.append(self._coming.pop(name))
         if fresh := names - self._coming.keys():
             response = self._grid._stub.PullMessages(PullAppMessagesRequest(message_ids=fresh))
             for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
@@ -104,7 +108,7 @@ class LinkGrid(Grid):
         for name, one in list(self._coming.items()):
             message = self._whole(one)
             if message is not None:
-                self._done(self._coming.pop(name))
+                self._read.append(self._coming.pop(name))
                 found.append(message)
         return found
 

@@ -96,8 +96,8 @@ class Rounds:
         self.app = digest.installed()
         self.health = Health()
         self._open: dict[str, _Letter] = {}
-        # Seconds until the first answer of the last exchange of a kind, if its work was of the usual length.
-        self._usual: dict[str, float] = {}
+        # Seconds after which the answers of the last exchange of a kind came, had its work been of the usual length.
+        self._usual: dict[str, list[float]] = {}
         self._asked_who: set[int] = set()
         self._looked, self._asked_again = -math.inf, time.monotonic()
 
@@ -121,7 +121,7 @@ class Rounds:
                 told = True
             if self.stop():
                 raise Interrupted
-            time.sleep(_pause(waited, 0.0))
+            time.sleep(_pause(waited))
 
     def round(self, number: int, extra: Mapping[str, Any], judge: bool) -> dict[str, Any]:
         """One round: train, combine, judge; returns its record."""
@@ -185,7 +185,7 @@ class Rounds:
         quorum = self._quorum(len(asked)) if training else 0
         begun, told = time.monotonic(), False
         length = self.strategy.length(number) if training else 1.0
-        usual = self._usual.get(kind, 0.0) * length
+        due, came = [seconds * length for seconds in self._usual.get(kind, ())], list[float]()
         while True:
             asked_at = time.monotonic()
             for letter, reply in self._arrived():
@@ -200,9 +200,8 @@ class Rounds:
                         raise RefusedError("duplicate", "it has already answered from another node")
                     with ledger.timing("serialising_s"):
                         found = self._checked(letter, reply, read)
-                    if not got and length:  # by when we asked: fetching what has come takes its own time
-                        self._usual[kind] = (asked_at - begun) / length
                     got[letter.agent] = found
+                    came.append(asked_at - begun)  # when we asked: fetching what has come takes its own time
                 except RefusedError as error:
                     spoiled.add(letter.agent)
                     self._refuse(letter.agent, error)
@@ -222,7 +221,9 @@ class Rounds:
                 raise Interrupted
             self._look()
             with ledger.timing("waiting_s"):
-                time.sleep(_pause(waited, usual if not got else 0.0))
+                time.sleep(_pause(waited, due[len(got)] if len(got) < len(due) else 0.0, first=not got))
+        if length:
+            self._usual[kind] = [seconds / length for seconds in came]
         if training:
             self._settle_accounts(number, asked, posted, got.keys(), spoiled)
         return got
@@ -353,10 +354,12 @@ class Rounds:
 _LOOK_S, _ASK_AGAIN_S, _STOP_S = 1.0, 30.0, 10.0
 
 
-def _pause(waited: float, usual: float) -> float:
-    """Until shortly before the first answer is due; then 5 ms to 50 ms, longer the longer it takes.
+def _pause(waited: float, due: float = 0.0, first: bool = True) -> float:
+    """Until the next answer, so far as the last exchange tells when it is due; 5 ms to 50 ms.
 
-    Each look costs a SuperLink milliseconds that the nodes are waiting for.
+    Each look costs a SuperLink milliseconds that the nodes are waiting for: none is made long before the first answer,
+    and fewer the further the next one is from when it was due.
     """
-    early = 0.75 * usual - waited
-    return min(early, 0.5) if early > 0.005 else min(max(waited / 10, 0.005), 0.05)
+    if first and waited < 0.75 * due - 0.005:
+        return min(0.75 * due - waited, 0.5)
+    return min(max((due - waited) / 2, (waited - due) / 10, 0.005), 0.05)

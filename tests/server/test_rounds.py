@@ -255,3 +255,28 @@ def test_answers_that_are_slow_to_fetch_are_not_asked_for_later_and_later(monkey
         start = clock.now
         rounds.round(number, EXTRA, judge=False)
     np.testing.assert_allclose(clock.now - start, 0.05 + 8 * 0.02, atol=0.02)
+
+
+class Counted(Scripted):
+    """Counts how often it is asked for replies."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.looks += 1
+        return super().pull_messages(message_ids)
+
+
+def test_every_answer_is_looked_for_when_it_came_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the first: the last one ends the round."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(rounds_module, "_LOOK_S", 1.0)
+    grid = Counted({10: (0, always(1.0)), 11: (1, always(1.33))})
+    rounds = begun(grid, 2, **{"deadline-s": 5.0, "give-up-s": 5.0})
+    lasted = []
+    for number in range(1, 6):
+        grid.looks, start = 0, clock.now
+        rounds.round(number, EXTRA, judge=False)
+        lasted.append(clock.now - start)
+    np.testing.assert_allclose(lasted[1:], 1.33, atol=0.011)
+    assert grid.looks < 30
