@@ -401,16 +401,17 @@ def show_ways(value: float, x: str, found: Mapping[str, dict[str, Any]]) -> None
 
 def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
     """A line per group of seeds."""
-    columns = ("seeds", "mean", "std", "interquartile mean", "95% band", "worst (seed)", "worst agent")
+    columns = ("seeds", "mean", "90% band", "std", "interquartile mean", "95% band", "worst (seed)", "worst agent")
     rows = Table(head, *columns, "env steps", "seconds", box=None)
     for label, one in found.items():
-        words = ["-"] * 6
+        words = ["-"] * 7
         if one["seeds"]:
-            mean, std, middle, low, high, worst = (
-                short(one[name]) for name in ("mean", "std", "iqm", "low", "high", "worst")
-            )
+            mean, std, middle, worst = (short(one[name]) for name in ("mean", "std", "iqm", "worst"))
+            bands = [
+                f"{short(one[low])} to {short(one[high])}" for low, high in (("mean_low", "mean_high"), ("low", "high"))
+            ]
             agent = f"{short(one['worst_agent'])} +- {short(one['worst_agent_std'])}"
-            words = [mean, std, middle, f"{low} to {high}", f"{worst} ({one['worst_seed']})", agent]
+            words = [mean, bands[0], std, middle, bands[1], f"{worst} ({one['worst_seed']})", agent]
         cost = (f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}")
         rows.add_row(escape(label), str(one["seeds"]), *words, *cost)
     console = Console()

@@ -141,7 +141,8 @@ def final(records: Records) -> dict[str, Any]:
 def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
     """How runs that differ by their seed alone spread, by the final return of each; steps and seconds of all of them.
 
-    Of several runs with one seed each counts; runs that judged nobody cost, and say nothing.
+    Of several runs with one seed each counts; runs that judged nobody cost, and say nothing. ``low`` and ``high`` are
+    the 95% band of the interquartile mean, ``mean_low`` and ``mean_high`` the 90% band of the mean.
     """
     finals = {seed: final_return(records) for seed, records in runs.items()}
     known = {seed: value for seed, value in finals.items() if value is not None}
@@ -150,6 +151,8 @@ def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
         values = np.array(list(known.values()))
         low, high = bootstrap_band(values[:, None])
         middle = {"iqm": interquartile_mean(values[:, None])[0], "low": low[0], "high": high[0]}
+        low, high = bootstrap_band(values[:, None], 0.9, middle=plain_mean)
+        middle |= {"mean_low": low[0], "mean_high": high[0]}
         found |= {name: round(float(value), 4) for name, value in (spread(values) | middle).items()}
         found["worst_seed"] = min(known, key=lambda seed: known[seed])
         lowest = np.array([worst for worst in map(worst_agent, runs.values()) if worst is not None])

@@ -112,6 +112,8 @@ def test_over_seeds():
     assert (found["seeds"], found["mean"], found["iqm"], found["worst"], found["worst_seed"]) == (4, 4, 2.5, 1, "1")
     assert found["std"] == round(float(np.std([1, 2, 3, 10])), 4)
     assert 1 <= found["low"] <= 2.5 <= found["high"] <= 10
+    # Of the 256 ways to draw four from 1, 2, 3, 10 with return, 5 have a mean below 1.5 and 243 one below 7.75.
+    assert (found["mean_low"], found["mean_high"]) == (1.5, 7.75)
     assert (found["env_steps"], found["wall_s"]) == (500, 10)
     assert found["returns"] == {"0": 3, "1": 1, "2": 10, "3": 2, "4": None}
     nobody = figures.over_seeds({"0": [record(50, [None])]})
