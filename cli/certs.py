@@ -15,8 +15,12 @@ from core.errors import Failure, Mistake
 def certs(
     folder: Annotated[Path, typer.Argument(help="Where they are kept. What is there already stays.")],
     server: Annotated[
-        str, typer.Option(help="Names and addresses by which the SuperLink is reached; '' for no certificate of one.")
-    ] = "localhost,127.0.0.1",
+        str | None,
+        typer.Option(
+            help="Names and addresses by which the SuperLink is reached, '' for no certificate of one. Unless told:"
+            " localhost,127.0.0.1 where there is none yet; the one that is there stays as it is."
+        ),
+    ] = None,
     nodes: Annotated[str, typer.Option(help="Agents whose nodes get a key: 0,2-4.")] = "",
     peers: Annotated[str, typer.Option(help="Peers that get a certificate, named peer-K: 0,2-4.")] = "",
     days: Annotated[int, typer.Option(help="How long certificates last.", min=1, max=3650)] = 365,
@@ -32,6 +36,8 @@ def certs(
     from client.certificates import Authority, general_name, node_key
 
     numbers = {"node": parse_agents(nodes) if nodes else [], "peer": parse_agents(peers) if peers else []}
+    if server is None:  # who calls again for more nodes need not know the server's names
+        server = "" if (folder / "server.pem").exists() else "localhost,127.0.0.1"
     names = [name.strip() for name in server.split(",") if name.strip()]
     for name in names:
         general_name(name)  # or a Mistake, before anything is made
@@ -48,7 +54,7 @@ def certs(
         path = folder / what
         if path.with_name(f"{what}.pem").exists() and not force:
             if why := authority.unfit(path, called):
-                raise Mistake(f"{path}.pem {why}: --force makes it anew")
+                raise Mistake(f"{path}.pem {why}: --force makes it anew, as all that is named here")
             kept.append(what)
         else:
             authority.issue(path, called, timedelta(days=days))

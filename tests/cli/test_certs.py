@@ -25,7 +25,7 @@ from core.errors import Mistake
 DAY = timedelta(days=1)
 
 
-def make(folder: Path, server: str = "localhost,127.0.0.1", nodes: str = "", peers: str = "", **more: bool) -> None:
+def make(folder: Path, server: str | None = None, nodes: str = "", peers: str = "", **more: bool) -> None:
     certs(folder, server, nodes, peers, 30, more.get("force", False))
 
 
@@ -73,7 +73,24 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     verify(tmp_path, "peer-1", x509.DNSName("peer-1"), datetime.now(UTC))
     make(tmp_path, nodes="0", force=True)
     forced = {path.name for path in tmp_path.iterdir() if path.read_bytes() != after[path.name]}
-    assert forced == {"server.pem", "server.key", "node-0", "node-0.pub"}
+    assert forced == {"node-0", "node-0.pub"}
+
+
+def test_a_node_is_added_without_a_word_about_the_server_and_its_certificate_renewed_without_one_about_nodes(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, "server.example,192.0.2.10", nodes="0-2")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    make(tmp_path, nodes="3")
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"node-3", "node-3.pub"}
+    make(tmp_path, "server.example,192.0.2.10", force=True)
+    assert {path.name for path in tmp_path.iterdir() if path.read_bytes() != after[path.name]} == {
+        "server.pem",
+        "server.key",
+    }
+    verify(tmp_path, "server", x509.DNSName("server.example"), datetime.now(UTC))
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -85,13 +102,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         make(tmp_path, "localhost,other")
     Authority.read(tmp_path).issue(tmp_path / "server", ["localhost", "127.0.0.1"], -DAY)
     with pytest.raises(Mistake, match=r"server.pem ended on .*: --force"):
-        make(tmp_path)
+        make(tmp_path, "localhost")
     Authority.make(tmp_path)
     Authority.read(tmp_path).issue(tmp_path / "server", ["localhost", "127.0.0.1"], DAY)
     key, authority = (tmp_path / "ca.key").read_bytes(), (tmp_path / "ca.pem").read_bytes()
     Authority.make(tmp_path)
     with pytest.raises(Mistake, match=r"server.pem was signed by another authority: --force"):
-        make(tmp_path)
+        make(tmp_path, "localhost")
     (tmp_path / "ca.key").write_bytes(key)
     with pytest.raises(Mistake, match=r"ca.key is not the key of .*ca.pem"):
         make(tmp_path)
