@@ -98,6 +98,7 @@ class Here:
     changed: threading.Condition = field(default_factory=threading.Condition)
     state: pb.State = pb.STATE_WAITING
     round: int = 0
+    apart: bool = False  # it says nothing in this round, and takes no share
     founders: dict[int, int] = field(default_factory=dict)  # whose lives were known when this peer began
     reasons: Counter[str] = field(default_factory=Counter)  # refusals by name
     counts: Counter[str] = field(default_factory=Counter)  # since they were last asked for

@@ -66,17 +66,19 @@ class Inbox:
         self.last, self._newest, self.words = 0, None, []
         self._drop()
 
-    def take(self, piece: pb.Piece, here: int) -> tuple[pb.Status, Parcel | None]:
+    def take(self, piece: pb.Piece, here: int, apart: bool = False) -> tuple[pb.Status, Parcel | None]:
         """What becomes of a piece, while we are in round ``here``; and the vector, when it is whole and new.
 
-        A share waits here until it is ``due``; a word is handed out, to be kept in ``words`` if it is not too late.
+        A share waits here until it is ``due``, and who stands ``apart`` takes none; a word is handed out, to be kept in
+        ``words`` if it is not too late.
         """
         if piece.sequence <= self.last:
             return pb.STATUS_DUPLICATE, None
         if piece.sequence > self.last + 1:
             return pb.STATUS_OUT_OF_ORDER, None
         about = piece.word if piece.HasField("word") else None
-        if piece.round > here + AHEAD or (about is not None and len(self.words) >= WORDS):
+        room = len(self.words) < WORDS if about is not None else not apart
+        if piece.round > here + AHEAD or not room:
             return pb.STATUS_HOLD, None
         status, row = self._joined(piece)
         if row is not None:

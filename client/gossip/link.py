@@ -44,7 +44,8 @@ class Link:
         self.inbox = Inbox(me.layout, me.width, here.largest, me.network)
         self.life = 0  # which of its lives we know; 0: none yet
         self.state, self.round = pb.STATE_UNSPECIFIED, 0
-        self.there = False  # whether it takes part and can be reached: it is sent shares then
+        self.there = False  # whether it takes part and can be reached
+        self.apart = False  # whether it exchanges nothing for now
         self.counts_us = True  # whether it sends us shares
         self.began_without_us = False
         self.trouble = "it was not reached yet"
@@ -81,12 +82,12 @@ class Link:
 
     def put(self, parcel: Parcel, deadline: float) -> bool:
         """Send a vector. Waits for room until then; where there is none, or nobody, it stays ours."""
-        while self.there and len(self._outbox) >= AHEAD:
+        while self._open_to(parcel) and len(self._outbox) >= AHEAD:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             self.here.changed.wait(left)
-        if not self.there:
+        if not self._open_to(parcel):
             return False
         self._outbox.append(parcel)
         self.here.changed.notify_all()
@@ -96,6 +97,11 @@ class Link:
     def busy(self) -> bool:
         """Whether something is on its way."""
         return bool(self._outbox or self._withdraw)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether it is sent shares."""
+        return self.there and not self.apart
 
     @property
     def takes_part(self) -> bool:
@@ -127,7 +133,7 @@ class Link:
         begun = here.state != pb.STATE_WAITING
         return pb.Greeting(
             envelope=here.envelope(self.number, life), state=here.state, conf=here.identity.conf, app=here.identity.app,
-            counts_you=self.there, began_without_you=begun and here.founders.get(self.number) != life,
+            counts_you=self.there, began_without_you=begun and here.founders.get(self.number) != life, apart=here.apart,
         )  # fmt: skip
 
     def learn(self, greeting: pb.Greeting) -> None:
@@ -136,6 +142,9 @@ class Link:
         self.began_without_us = greeting.began_without_you
         # Who still waits counts nobody, and will count us when it begins.
         self.counts_us = greeting.counts_you or greeting.state == pb.STATE_WAITING
+        if greeting.apart and not self.apart and any(one.word is None for one in self._outbox):
+            self.take_back()  # it would hold our shares for as long as it says nothing
+        self.apart = greeting.apart
         if greeting.state == pb.STATE_LEAVING and self._reached:
             self._gone("has left")
         self.refresh()
@@ -306,6 +315,10 @@ class Link:
     def _open(self) -> tuple[grpc.Channel | None, Any]:
         channel = _channel(self.here, self.number, self.address) if self.address else None
         return channel, PeerStub(channel) if channel is not None else None
+
+    def _open_to(self, parcel: Parcel) -> bool:
+        """Who stands apart is told words all the same."""
+        return self.there if parcel.word is not None else self.exchanges
 
     def _empty(self) -> None:
         """The outbox is given up; words are nothing that could be lost."""

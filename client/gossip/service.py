@@ -129,7 +129,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             return self._receipt(self.here.refuse(pb.STATUS_MALFORMED, link.number))
         with self.here.changed:
             link.round = max(link.round, message.envelope.round)
-            status, parcel = link.inbox.take(message, self.here.round)
+            status, parcel = link.inbox.take(message, self.here.round, self.here.apart)
             if parcel is not None:
                 self.here.counts["bytes_down"] += parcel.nbytes
                 if parcel.word is not None and not self.keep(link, parcel):

@@ -32,7 +32,8 @@ class Wire:
     """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them; those that
     are not known yet are empty, and come by ``expect``.
 
-    ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round.
+    ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round. It says
+    that much, as one who is silent in one process is known to be: neighbours must not send it what never comes back.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Wire:
 
     def open(self, listen: str) -> int:
         """Serve, and look for the others; returns the port."""
+        self._stand(1)
         port = self.service.start(listen)
         for link in self.links.values():
             link.start()
@@ -118,6 +120,7 @@ class Wire:
                 link.greet_soon()
 
     def join(self, number: int) -> tuple[int, F32 | None]:
+        self._stand(number + 1)
         late = self.gather()
         there, row = self.catch_up() if late else (number, None)
         self.begin(there, late=late)
@@ -187,7 +190,7 @@ class Wire:
         me, deadline = self.peers[0], time.monotonic() + self.patience.deadline
         with self.here.changed:
             self._enter(number)
-            if self.silent(number):
+            if self.here.apart:
                 return x, y
             links = self.topology.links(number, self._there())
             parts = links.sent_by(me)
@@ -219,7 +222,7 @@ class Wire:
                 self._done_with(self._turn[1])
             self._turn = (number, tag, turn)
             for peer, link in self.links.items():
-                if self.silent(number):
+                if self.here.apart:
                     break
                 row = vectors[0] if lies is None else lies(peer).get(0, vectors[0])
                 if link.there and not link.put(Parcel(number, row, word=Word(tag, turn, last)), 0.0):
@@ -255,12 +258,21 @@ class Wire:
     # Within.
 
     def _there(self) -> list[int]:
-        return sorted([self.peers[0], *(link.number for link in self.links.values() if link.there)])
+        return sorted([self.peers[0], *(link.number for link in self.links.values() if link.exchanges)])
+
+    def _stand(self, number: int) -> None:
+        """Tell the others whether this peer stands apart in a round, if it did not in the one before."""
+        with self.here.changed:
+            apart, self.here.apart = self.here.apart, self.silent(number)
+            if apart is not self.here.apart:
+                for link in self.links.values():
+                    link.greet_soon()
 
     def _enter(self, number: int) -> None:
         """A round begins, or goes on; words of earlier ones are not heard any more."""
         if number > self.here.round:
             self.here.round = number
+            self._stand(number)
         if self._turn[0] < number:
             self._turn, self._passed = (number, "", 0), set()
             for link in self.links.values():
@@ -289,10 +301,13 @@ class Wire:
         """Until nobody is missing of those who can be expected to send, or the deadline."""
 
         def nobody() -> bool:
-            return not [one for one in missing() if one.there and one.counts_us and abs(one.round - number) <= AHEAD]
+            return not [one for one in missing() if self._will_send(one, number)]
 
         self._until(lambda: nobody() or self.stop(), deadline)
         self.here.counts["missed"] += len(missing())
+
+    def _will_send(self, link: Link, number: int) -> bool:
+        return link.exchanges and link.counts_us and abs(link.round - number) <= AHEAD
 
     def _until(self, true: Callable[[], bool], deadline: float) -> None:
         """Until something is true, or the deadline; a signal is noticed within half a second."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -121,7 +122,10 @@ def _quietly(forward: Any, request: bytes) -> None:
 
 
 class Net:
-    """Peers of one network; every one of them may be started, killed without a word, and started again."""
+    """Peers of one network; every one of them may be started, killed without a word, and started again.
+
+    ``silent`` says of a peer and a round whether it says nothing.
+    """
 
     def __init__(
         self,
@@ -130,8 +134,10 @@ class Net:
         width: int,
         patience: Patience = QUICK,
         faults: Faults | None = None,
+        silent: Callable[[int, int], bool] = lambda peer, number: False,
         **wire: Any,
     ) -> None:
+        self.silent = silent
         self.name, self.peers, self.width, self.patience, self.wire = topology, peers, width, patience, wire
         self.listen = {k: f"127.0.0.1:{free_port()}" for k in range(peers)}
         self.roster, self._proxies = dict(self.listen), list[Any]()
@@ -146,7 +152,7 @@ class Net:
 
     def start(self, number: int, **changes: Any) -> Wire:
         about = {"number": number, "network": self.peers, "conf": 5, "app": CODE, "layout": 7, "width": self.width}
-        options = {"say": self.said.append} | self.wire
+        options = {"say": self.said.append, "silent": partial(self.silent, number)} | self.wire
         identity = Identity(**(about | changes))
         wire = Wire(identity, self.topology(), self.roster, self.patience, **options)
         self.wires[number] = wire

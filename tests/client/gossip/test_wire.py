@@ -44,7 +44,7 @@ def all_mix(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64, list[float
 
 
 def product(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64]:
-    here = Network(net.topology())
+    here = Network(net.topology(), lambda number: [k for k in range(net.peers) if net.silent(k, number)])
     for number in range(1, rounds + 1):
         X, Y = here.mix(number, X, Y)
     return X, Y
@@ -64,6 +64,68 @@ def test_ten_rounds_are_the_same_as_in_one_process_bit_for_bit(topology: str) ->
         a, b = product(net, X, Y, 10)
     assert np.array_equal(x, a) and np.array_equal(y, b)
     assert not net.said
+
+
+@pytest.mark.parametrize("topology", ["directed-ring", "ring", "complete", "exponential"])
+def test_silent_peers_are_closed_around_as_in_one_process_bit_for_bit(topology: str) -> None:
+    """Nobody waits for them, and nobody's mass goes where nothing comes from."""
+    X, Y = starts(4, 300)
+    with network(topology, 4, 300, silent=lambda peer, number: peer == 1) as net:
+        x, y, _ = all_mix(net, X, Y, 20)
+        a, b = product(net, X, Y, 20)
+        missed = [wire.counts()["missed"][0] for wire in net.wires.values()]
+    assert np.array_equal(x, a) and np.array_equal(y, b)
+    assert missed == [0] * 4 and not net.said
+    assert np.array_equal(x[1], X[1]) and y.min() > 0.1
+
+
+def test_nobody_waits_for_the_words_of_who_is_silent_and_it_hears_all() -> None:
+    with network("complete", 3, 4, silent=lambda peer, number: peer == 1) as net:
+        wires = [net.start(k) for k in range(3)]
+
+        def tells(wire: Wire) -> list[list[int]]:
+            k = wire.peers[0]
+            wire.gather()
+            wire.begin()
+            rows = np.full((1, 4), k, np.float32)
+            # Five deadlines are more than ``together`` waits.
+            return [wire.tell(number, "gradient", 0, rows)[0].senders.tolist() for number in range(1, 6)]
+
+        zero, one, two = together([lambda w=w: tells(w) for w in wires])
+        assert zero == two == [[0, 2]] * 5 and one == [[0, 1, 2]] * 5
+        assert [wire.counts()["missed"] for wire in wires] == [[5], [0], [5]]
+
+
+def test_who_is_silent_for_some_rounds_takes_nothing_along() -> None:
+    """What was on its way to it is its sender's again; later it takes part as before."""
+    X, Y = starts(3, 50)
+    least: list[float] = []
+    with network("directed-ring", 3, 50, silent=lambda peer, number: peer == 1 and 6 <= number < 16) as net:
+        wires = [net.start(k) for k in range(3)]
+        quiet, done = threading.Event(), threading.Barrier(2, timeout=60)
+
+        def goes(wire: Wire) -> tuple[F32, F64, F32]:
+            k = wire.peers[0]
+            x, y = X[k : k + 1], Y[k : k + 1]
+            wire.gather()
+            wire.begin()
+            for number in range(1, 41):
+                if number == 16 and k == 1:
+                    assert quiet.wait(60)
+                x, y = wire.mix(number, x, y)
+                if 6 <= number < 16 and k != 1:
+                    least.append(float(y[0]))
+                if number == 15 and k != 1:
+                    done.wait()
+                    quiet.set()
+            near = x[0] / y[0]
+            return *wire.finish(x, y), near
+
+        found = together([lambda w=w: goes(w) for w in wires])
+    x, y, near = (np.concatenate([np.atleast_2d(one[at]) for one in found]) for at in range(3))
+    whole(x, y.reshape(-1), X)
+    assert min(least) > 0.1, "ten rounds, each of which would have halved it"
+    assert np.ptp(near, axis=0).max() < 1e-3
 
 
 def test_who_begins_last_begins_with_the_first_round() -> None:
