@@ -36,6 +36,7 @@ from strategies.fedavg_td3 import FedAvgTD3
 from strategies.federation import Federation
 from strategies.fedpg_br import FedPG
 from strategies.kl_ppo import KLPPO, OBSERVATIONS, POLICY
+from strategies.matrix import STAR
 from strategies.robust import make_rule, weighted_mean
 from strategies.roster import Roster
 
@@ -174,17 +175,25 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
     if config.strategy == "fedpg-br":
         learner = server_learner(config)
         return FedPG(learner, config.fedpg, config.federation, layout(session), config.agents, config.seed)
-    rule = make_rule(config.federation, config.agents)
     if config.strategy == "kl-ppo":
         if config.algorithm != "ppo":
             raise Mistake(f"kl-ppo pulls policies of ppo together: algorithm is ppo then, not {config.algorithm}")
         # Reward scales stay at home with the value functions; how observations look is part of a policy.
         pulls = config.ppo.penalty and config.ppo.penalty_coef > 0
-        own = exchangeable(session.fleet)
+        own, rules = exchangeable(session.fleet), config.federation
+        if rules.judges and config.kl.matrix != STAR:
+            raise Mistake(
+                "in kl-ppo a rule makes the average of the star: 'federation.rule', 'federation.byzantine' and "
+                f"'federation.mixing' mean nothing without kl.matrix = \"{STAR}\""
+            )
+        if rules.parts not in ("", POLICY):
+            raise Mistake(f"kl-ppo exchanges policies and nothing else: 'federation.parts' cannot be '{rules.parts}'")
+        rule = make_rule(rules, config.agents)  # of all policies that are known, also of agents that were not asked
         moments = own[OBSERVATIONS].shape[1] if pulls and OBSERVATIONS in own else 0
         wait_s, width = config.federation.wait_s, own[POLICY].shape[1]
         return KLPPO(config.kl, rule, width, moments=moments, wait_s=wait_s, **given)
     start = exchanged(config.federation.parts, session)
+    rule = make_rule(config.federation, config.federation.asked(config.agents))
     if config.schedule is not None:
         central = config.strategy == "central"
         gradients = central or config.sync.exchange == "gradients"
@@ -226,8 +235,6 @@ def _introduced(config: RunConfig) -> None:
     """Nodes are told by the server what peers read in their conf."""
     if config.gossip.roster:
         raise Mistake("the nodes say where they are, and the server tells the others: leave 'gossip.roster' away")
-    if config.federation.fraction < 1:
-        raise Mistake("who exchanges with whom is said by 'gossip.topology': leave 'federation.fraction' at 1")
 
 
 def server_learner(config: RunConfig) -> PolicyGradientFleet:

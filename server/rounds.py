@@ -151,7 +151,7 @@ class Rounds:
     def _chosen(self, number: int) -> list[int]:
         """The agents of this round: a share drawn from the run's seed, without those that fail often."""
         agents = self.strategy.agents
-        count = max(1, round(self.config.fraction * agents))
+        count = self.config.asked(agents)
         everybody = list(range(agents))
         if count < agents:
             drawn = np.random.default_rng(child(self.seed, number)).choice(agents, count, replace=False)

@@ -43,6 +43,10 @@ class FederationConfig(RuleConfig):
     patience: int = option(3, "Rounds in a row that an agent may miss or spoil before it is left out.", low=1)
     leave_out: int = option(5, "Rounds that such an agent is left out before it is asked again.", low=0)
 
+    def asked(self, agents: int) -> int:
+        """How many of so many agents a round asks."""
+        return max(1, round(self.fraction * agents))
+
 
 class Federation(Strategy):
     """K agents by number, a node for each, and what one round asks of them.

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from core.config import option
+from core.errors import Mistake
 from core.rows import adopt
 from strategies import messages, scsg
 from strategies.federation import Arrays, Config, Federation, FederationConfig
@@ -51,15 +52,20 @@ class FedPG(Federation):
         self, learner: Learner, config: FedPGConfig, rules: FederationConfig, layout: int, agents: int, seed: int
     ) -> None:
         config.check()
+        if rules.batch != type(rules).batch:
+            raise Mistake("in fedpg-br 'fedpg.batch-min' and 'fedpg.batch-max' say it: leave 'federation.batch' away")
+        if rules.parts not in ("", "policy"):
+            raise Mistake(f"fedpg-br has the part policy and no other: 'federation.parts' cannot be '{rules.parts}'")
         super().__init__({"policy": learner.policy.shape[1]}, layout, agents, config.batch_max, rules.wait_s)
         self.learner, self.config, self.rules, self.seed = learner, config, rules, seed
         self.filters = rules.rule in ("auto", "fedpg")
         self.sigma = None if rules.sigma == "auto" else number(rules.sigma)
-        self.rule: Rule | None = None if self.filters else make_rule(rules, agents)
+        self.asked = rules.asked(agents)
+        self._rule(config.batch_max)  # refuses what cannot be
         # What is known of one trajectory's gradient: its variance, summed over the weights; not yet is negative.
         self.variance = np.full((1, 1), -1.0)
         self.picked = learner.policy.copy()
-        # Trajectories of each party, and of the server.
+        # Trajectories of a party, on average, and of the server.
         self.sampled = np.zeros((1, 2))
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
@@ -81,7 +87,7 @@ class FedPG(Federation):
         steps, scatters = self._ascend(mu, batch, number)
         if auto:
             self._calibrate(scatters or [self._scatter(self.config.own_batch)])
-        self.sampled += [[batch, 0.0]]
+        self.sampled += [[batch * self.asked / self.agents, 0.0]]
         generator = np.random.default_rng([self.seed, number, 2])
         if generator.random() < 1.0 / number:
             self.picked[...] = self.learner.policy
@@ -126,17 +132,21 @@ class FedPG(Federation):
     def _judge(self, rows: F32, weights: NDArray[np.float64], batch: int) -> tuple[Verdict | None, dict[str, Any]]:
         """One gradient of many, or nothing when nobody can be trusted."""
         try:
-            if self.rule is not None:
-                verdict, sigma = self.rule(rows, weights), None
-            else:
-                sigma = self.sigma if self.sigma is not None else self._sigma()
-                verdict = fedpg_filter(rows, self.agents, batch, sigma, self.rules.delta, self.rules.alpha)
+            verdict = self._rule(batch)(rows, weights)
         except TooFewError:
             return None, {}
         notes: dict[str, Any] = {f"{key}.policy": value for key, value in verdict.notes.items()}
-        if sigma is not None:
-            notes["sigma"] = sigma
+        if self.filters:
+            notes["sigma"] = self._sigma()
         return (verdict if verdict.kept.size else None), notes
+
+    def _rule(self, batch: int) -> Rule:
+        """How the gradients of so many trajectories each become one; K is who is asked, also when some are silent."""
+
+        def measured(rows: F32, weights: NDArray[np.float64]) -> Verdict:
+            return fedpg_filter(rows, self.asked, batch, self._sigma(), self.rules.delta, self.rules.alpha)
+
+        return make_rule(self.rules, self.asked, measured)
 
     def _ascend(self, mu: F32 | None, batch: int, number: int) -> tuple[int, list[float]]:
         """The inner loop from theta_0: how many steps it took, and how far its trajectories' gradients scatter."""
@@ -160,9 +170,11 @@ class FedPG(Federation):
         self.variance[...] = now if self.variance[0, 0] < 0 else memory * self.variance + (1 - memory) * now
 
     def _sigma(self) -> float:
-        """The sigma whose threshold is ``margin`` times the usual distance of two honest gradients.
+        """The one given; else that whose threshold is ``margin`` times the usual distance of two honest gradients.
 
         That distance is sqrt(2 s^2 / B) with s^2 the variance of one trajectory's gradient; T = 2 sigma sqrt(V / B).
         """
-        V = 2 * math.log(2 * self.agents / self.rules.delta)
+        if self.sigma is not None:
+            return self.sigma
+        V = 2 * math.log(2 * self.asked / self.rules.delta)
         return self.config.margin * math.sqrt(float(self.variance[0, 0]) / (2 * V))

@@ -76,7 +76,12 @@ class RuleConfig:
     )
     delta: float = option(0.6, "How often an honest row may be mistaken for a lie (fedpg).", above=0, high=1)
     alpha: float = option(0.4, "Bound on the share of liars (fedpg).", low=0, high=0.5)
-    batch: int = option(16, "Trajectories behind every row (fedpg).", low=1)
+    batch: int = option(16, "Trajectories behind every row (fedpg; fedpg-br knows how many).", low=1)
+
+    @property
+    def judges(self) -> bool:
+        """Whether anything but the usual mean is asked for: who does not ask a rule refuses that."""
+        return self.rule != "auto" or self.byzantine > 0 or self.mixing
 
 
 def number(sigma: str) -> float:
@@ -90,11 +95,11 @@ def number(sigma: str) -> float:
     return found
 
 
-def make_rule(config: RuleConfig, parties: int) -> Rule:
-    """The rule of a configuration, for this many parties."""
+def make_rule(config: RuleConfig, parties: int, measured: Rule | None = None) -> Rule:
+    """The rule of a configuration, for this many parties; ``measured``: the filter of who knows its sigma and batch."""
     f, c = config.byzantine, config
-    rule = "weighted-mean" if c.rule == "auto" else c.rule
-    if rule == "fedpg" and c.sigma == "auto":
+    rule = ("fedpg" if measured else "weighted-mean") if c.rule == "auto" else c.rule
+    if rule == "fedpg" and not measured and c.sigma == "auto":
         raise Mistake("'sigma' = auto is measured by the strategy fedpg-br; elsewhere the rule fedpg needs a number")
     for name in (rule, "mixing") if c.mixing else (rule,):
         if parties < (needed := NEEDS[name](f)):
@@ -113,7 +118,8 @@ def make_rule(config: RuleConfig, parties: int) -> Rule:
     rules: dict[str, Rule] = {
         "weighted-mean": weighted_mean,
         "mean": lambda rows, weights: mean(rows),
-        "fedpg": lambda rows, weights: fedpg_filter(rows, parties, c.batch, number(c.sigma), c.delta, c.alpha),
+        "fedpg": measured
+        or (lambda rows, weights: fedpg_filter(rows, parties, c.batch, number(c.sigma), c.delta, c.alpha)),
         "median": lambda rows, weights: median(rows, f),
         "trimmed-mean": lambda rows, weights: trimmed_mean(rows, f),
         "krum": lambda rows, weights: krum(rows, f),

@@ -35,6 +35,8 @@ class Peers(Rows):
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium) -> None:
         assert list(medium.peers) == session.numbers, (medium.peers, session.numbers)
+        if config.federation.fraction < 1:
+            raise Mistake("who exchanges with whom is said by 'gossip.topology': leave 'federation.fraction' at 1")
         self.config, self.session, self.medium = config, session, medium
         self.parts = exchanged(config, session.fleet)
         if config.gossip.same_start:
@@ -100,10 +102,10 @@ class Gossip(Peers):
     ROWS: ClassVar[tuple[str, ...]] = ("x", "y")
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium) -> None:
-        if config.federation.rule != "auto" or config.federation.byzantine:
+        if config.federation.judges:
             raise Mistake(
-                f"{config.strategy} adds up what comes, whoever sent it: 'federation.rule' and 'federation.byzantine' "
-                "are for strategies that survive liars, here dec-byz-pg"
+                f"{config.strategy} adds up what comes, whoever sent it: 'federation.rule', 'federation.byzantine' and "
+                "'federation.mixing' are for strategies that survive liars, here dec-byz-pg"
             )
         super().__init__(config, session, medium)
         self.x, self.y = self.weights, np.ones(len(session.numbers))

@@ -232,6 +232,11 @@ def test_policies_that_came_from_nodes_can_be_judged_again(
         (["strategy=fedavg"], "'ppo.penalty'"),
         (["algorithm=td3", "world.id=Pendulum-v1", "world.physics={}"], "algorithm is ppo then, not td3"),
         (["kl.max-age=-1"], "'kl.max-age' must be at least 0"),
+        (["federation.rule=median"], 'mean nothing without kl.matrix = "star"'),
+        (["federation.byzantine=1"], "mean nothing without kl.matrix"),
+        (["federation.mixing=true"], "mean nothing without kl.matrix"),
+        (["kl.matrix=star", "federation.rule=krum", "federation.byzantine=1"], "'krum' needs at least 5 parties"),
+        (["federation.parts=value"], "'federation.parts' cannot be 'value'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(settings: list[str], words: str) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from client.session import RunConfig
 from core.config import build
-from core.errors import Failure
+from core.errors import Failure, Mistake
 from server import rounds as rounds_module
+from server.engines import prepare
 from server.ledger import Ledger
 from server.rounds import Interrupted, QuorumError, Rounds
 from strategies.federation import FederationConfig
@@ -170,6 +172,14 @@ def test_a_fraction_of_the_agents_is_drawn_from_the_seed() -> None:
     assert asked[0] == asked[1]
     assert len(asked[0]) == 60
     assert {agent for _, agent in asked[0]} == set(range(10))
+
+
+def test_a_rule_must_survive_its_liars_among_those_who_are_asked() -> None:
+    rule = {"rule": "krum", "byzantine": 1}
+    given = {"strategy": "fedavg", "agents": 8, "rounds": 1, "world": {"id": "CartPole-v1"}}
+    prepare(build(RunConfig, given | {"federation": rule})).close()
+    with pytest.raises(Mistake, match=r"'krum' needs at least 5 parties .* there are 4"):
+        prepare(build(RunConfig, given | {"federation": rule | {"fraction": 0.5}}))
 
 
 def test_a_federation_begins_without_those_that_do_not_come_and_never_without_a_quorum() -> None:

@@ -167,6 +167,44 @@ def test_a_liar_is_dropped_and_any_rule_can_stand_in() -> None:
     np.testing.assert_allclose(learner.steps, [[-9.2] * 3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["auto", "fedpg"])
+def test_its_own_filter_is_refused_what_other_rules_are(rule: str) -> None:
+    with pytest.raises(Mistake, match=r"'fedpg' needs at least 17 parties .* there are 10"):
+        fedpg(agents=10, rules={"rule": rule, "byzantine": 8})
+    with pytest.raises(Mistake, match=r"'fedpg' needs at least 7 parties .* there are 5"):
+        fedpg(agents=10, rules={"rule": rule, "byzantine": 3, "fraction": 0.5})
+    fedpg(agents=10, rules={"rule": rule, "byzantine": 4})
+    with pytest.raises(Mistake, match=r"leave 'federation.batch' away"):
+        fedpg(rules={"rule": rule, "batch": 64})
+    with pytest.raises(Mistake, match=r"'federation.parts' cannot be 'value'"):
+        fedpg(rules={"rule": rule, "parts": "value"})
+
+
+def test_mixing_comes_before_the_filter() -> None:
+    """0, 0.6, 1.2, 1.8 and a lie at 50, f = 1: each becomes the mean of the four nearest, the liar that of its own."""
+    rows, learner = [*[reply(k, [-0.6 * k, 0, 0]) for k in range(4)], reply(4, [-50, 0, 0])], Learner()
+    near = {"sigma": 0.2}  # T = 0.24: without mixing nobody has anyone near; mixed, four are at 0.9
+    alone = fedpg(Learner(), 5, rules=near, inner="none").combine(1, rows)
+    assert (alone["regime.policy"], alone["kept.policy"]) == (0, [0] * 5)
+    mixed = fedpg(learner, 5, rules=near | {"mixing": True, "byzantine": 1}, inner="none").combine(1, rows)
+    assert (mixed["regime.policy"], mixed["kept.policy"]) == (1, [1, 1, 1, 1, 0])
+    np.testing.assert_allclose(learner.steps, [[0.9, 0, 0]], rtol=1e-6)
+
+
+def test_of_a_fraction_half_means_half_of_those_asked() -> None:
+    """Ten agents, five asked, one of whom lies: K = 5, and who was not asked has sampled nothing."""
+    rules, learner = {"fraction": 0.5}, Learner(scatter=1.0)
+    strategy = fedpg(learner, 10, rules=rules, inner="none", batch_min=16, batch_max=16)
+    notes = strategy.combine(1, [reply(k, [-1, -1, -1]) for k in (1, 3, 6, 8)] + [reply(9, [50, 50, 50])])
+    assert notes["kept.policy"] == [None, 1, None, 1, None, None, 1, None, 1, 0]
+    np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
+    assert (
+        notes["trajectories"] == [(5 * 16 + 16 + 4) / 11] * 10
+    )  # the server: to begin with, and where no step sampled
+    V = 2 * math.log(2 * 5 / 0.6)
+    assert math.isclose(notes["threshold.policy"], 2 * notes["sigma"] * math.sqrt(V / 16), rel_tol=1e-6)
+
+
 def test_trajectories_per_agent_count_the_servers() -> None:
     """(K B + b N) / (K + 1), the server's own at the calibration and in the steps after the first."""
     strategy = fedpg(batch_min=16, batch_max=16, inner="svrpg")
