@@ -50,9 +50,9 @@ def content(tree: ObjectTree, contents: dict[str, bytes]) -> RecordDict:
     if isinstance(whole, ConfigRecord):
         whole.pop(_ANSWERS, None)
         return RecordDict({RECORD: whole})
-    if isinstance(whole, Message):
+    if isinstance(whole, Message) and whole.has_content() and isinstance(whole.content, RecordDict):
         return whole.content
-    raise ValueError(f"what came is a {type(whole).__name__}, not a Message")
+    raise ValueError(f"what came is a {type(whole).__name__}, and no Message that holds records")
 
 
 def record(tree: ObjectTree) -> str | None:

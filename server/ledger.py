@@ -36,6 +36,7 @@ class Ledger:
         }
         self._judging_bytes = 0
         self._parts: dict[str, dict[str, int]] = {}
+        self._measured: dict[str, list[float | None]] = {}
         self._record: dict[str, Any] = {"round": number}
 
     @contextmanager
@@ -82,10 +83,12 @@ class Ledger:
         measured = {
             name: [got[k].measured.get(name) if k in got else None for k in range(self.agents)] for name in names
         }
+        # What a party names its figures is its affair: none takes the place of one of ours.
+        self._measured = measured
         self._record |= {
             "steps": list(self.lived),
             "updates": [got[k].updates if k in got else None for k in range(self.agents)],
-        } | measured
+        }
 
     def judged(self, got: Mapping[int, Judged]) -> None:
         self._record["return"] = [got[k].value if k in got else None for k in range(self.agents)]
@@ -96,7 +99,7 @@ class Ledger:
     def end(self) -> dict[str, Any]:
         """The record of the round."""
         now = time.perf_counter()
-        took = [seconds for seconds in self._record.get("took_s", []) if seconds is not None]
+        took = [seconds for seconds in self._measured.get("took_s", []) if seconds is not None]
         working, round_s = max(took, default=0.0), now - self._round_begun
         times = self._times | {
             "round_s": round_s,
@@ -106,9 +109,10 @@ class Ledger:
             "wall_s": self._wall_before + now - self._begun,
         }
         nothing = [None] * self.agents
-        judged = self._record.get("training-return", nothing) if self._training_judges else nothing
+        judged = self._measured.get("training-return", nothing) if self._training_judges else nothing
         return (
-            {"return": judged}
+            self._measured
+            | {"return": judged}
             | self._record
             | self._counts
             | {"parts": self._parts, "bytes_judging": self._judging_bytes, "reasons": dict(self.reasons)}

@@ -35,7 +35,10 @@ from flwr.supercore.run import Run
 from flwr.superlink.grid import GrpcGrid
 
 from client import objects
-from strategies.messages import OVERSIZED
+from strategies.messages import MALFORMED, OVERSIZED
+
+REASON = 1000  # characters with which a reply may say why it is none
+MOST_OBJECTS = 64  # of Flower's, in one reply; ours have one, those of stock SuperNodes three
 
 
 @dataclass
@@ -125,8 +128,11 @@ class LinkGrid(Grid):
     def _whole(self, one: _Coming) -> Message | None:
         """The reply, if all of it is here; an error if it is too large, or did not come in time."""
         if one.head.has_error():  # it came with the announcement
-            return one.head
-        for name in objects.names(one.tree):
+            return self._error(one, str(one.head.error.reason)[:REASON], one.head.error.code)
+        names = objects.names(one.tree)
+        if len(names) > MOST_OBJECTS:  # each is a call, however small it is
+            return self._error(one, f"{MALFORMED}: {len(names)} objects, and replies have at most {MOST_OBJECTS}")
+        for name in names:
             if name in one.contents:
                 continue
             request = PullObjectRequest(node=self._grid.node, run_id=one.head.metadata.run_id, object_id=name)
@@ -143,7 +149,11 @@ class LinkGrid(Grid):
             one.contents[name] = answer.object_content
             if sum(map(len, one.contents.values())) > self._limit:
                 return self._error(one, f"{OVERSIZED}: more than {self._limit:,} bytes")
-        return make_message(one.head.metadata, objects.content(one.tree, one.contents))
+        try:
+            return make_message(one.head.metadata, objects.content(one.tree, one.contents))
+        except Exception as error:  # what bytes raise that are no record depends on the bytes
+            words = f"{MALFORMED}: {type(error).__name__}: {' '.join(str(error).split())}"
+            return self._error(one, words[:REASON])
 
     def _done(self, one: _Coming) -> None:
         """The SuperLink may drop the reply."""
@@ -153,8 +163,8 @@ class LinkGrid(Grid):
         self._grid._stub.ConfirmMessageReceived(request)
 
     @staticmethod
-    def _error(one: _Coming, reason: str) -> Message:
-        return make_message(one.head.metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+    def _error(one: _Coming, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:
+        return make_message(one.head.metadata, error=Error(code, reason))
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)

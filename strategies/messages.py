@@ -28,7 +28,11 @@ NEIGHBOUR = "neighbour."
 GRADIENT = "gradient."
 # Numbers with this beginning are what the algorithm measured: losses, shares, entropies.
 MEASURED = "metric."
-OVERSIZED = "oversized"
+# What the grid says of a reply that it could not take, or not read; a message's reason begins with it.
+OVERSIZED, MALFORMED = "oversized", "malformed"
+SENTENCE = 1000
+# So many figures an algorithm may have measured, and so far a party may have counted: a float holds it exactly.
+MOST_MEASURED, MOST = 4096, 2**53
 # What a party says of its work, and of the seconds of the answer that it was part of; each is a list in this order.
 SAID = ("party", "layout", "steps", "lived", "updates")
 SECONDS = ("acting_s", "learning_s", "took_s")
@@ -40,7 +44,7 @@ class RefusedError(ValueError):
     """A message that breaks the contract; ``reason`` is its name in the ledger."""
 
     def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
+        super().__init__(sentence[:SENTENCE])  # it quotes what came, which is as long as its sender likes
         self.reason = reason
 
 
@@ -158,14 +162,19 @@ def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained
     """A reply to a train message, or a refusal by name."""
     parts = unpack(message, widths)
     given = _said(message)
-    agent, means, steps, lived, updates = _numbers(given, "said", len(SAID))
+    agent, means, steps, lived, updates = _counts(given)
     if means != layout:
-        raise RefusedError("wrong-layout", f"agent {agent:g} answers for another layout than {layout:012x}")
+        raise RefusedError("wrong-layout", f"agent {agent} answers for another layout than {layout:012x}")
     if min(steps, lived, updates) < 0:
-        raise RefusedError("negative-work", f"agent {agent:g} says it did {steps:g} steps, {updates:g} updates")
+        raise RefusedError("negative-work", f"agent {agent} says it did {steps} steps, {updates} updates")
     measured = {name[len(MEASURED) :]: _number(given, name) for name in given if name.startswith(MEASURED)}
-    measured |= zip(SECONDS, _numbers(given, "seconds", len(SECONDS)), strict=True)
-    return Trained(int(agent), parts, int(steps), int(lived), updates, measured)
+    if len(measured) > MOST_MEASURED or any(len(name) > 60 for name in measured):
+        raise RefusedError(
+            "no-number",
+            f"agent {agent} measured {len(measured):,} figures, or one whose name is longer than 60 letters",
+        )
+    measured |= zip(SECONDS, _seconds(given), strict=True)
+    return Trained(agent, parts, steps, lived, updates, measured)
 
 
 def is_address(said: object) -> bool:
@@ -189,7 +198,7 @@ def roster(message: Message) -> dict[int, str]:
 
 def party(message: Message) -> int:
     """Which agent a reply to a train message says it is from."""
-    return int(_numbers(_said(message), "said", len(SAID))[0])
+    return _counts(_said(message))[0]
 
 
 def neighbours(message: Message) -> dict[str, float]:
@@ -206,14 +215,17 @@ def neighbours(message: Message) -> dict[str, float]:
 def judged(message: Message) -> Judged:
     """A reply to an evaluate message, or a refusal by name."""
     given = _said(message)
-    return Judged(int(_number(given, "party")), _number(given, "return"))
+    agent = given.get("party")
+    if type(agent) is not int:
+        raise RefusedError("no-number", f"the message's 'party' is {_shown(agent)}, expected a whole number")
+    return Judged(agent, _number(given, "return"))
 
 
 def described(message: Message) -> Described:
     """A reply to a query, or a refusal by name."""
     words = _said(message)
     wanted = {"party": int, "layout": int, "app": str}
-    wrong = [name for name, kind in wanted.items() if not isinstance(words.get(name), kind)]
+    wrong = [name for name, kind in wanted.items() if type(words.get(name)) is not kind]
     if wrong:
         raise RefusedError("no-description", f"the party does not say its {', '.join(wrong)}")
     return Described(words["party"], words["layout"], words["app"], words)
@@ -221,26 +233,49 @@ def described(message: Message) -> Described:
 
 def _said(message: Message) -> dict[str, Any]:
     if message.has_error():
-        # What was too large to be pulled comes as an error of the grid's own.
-        name = OVERSIZED if OVERSIZED in (message.error.reason or "") else "error-reply"
-        raise RefusedError(name, f"the party answered with an error: {message.error.reason}")
+        reason = message.error.reason or ""
+        # What cannot be taken or read comes as an error of the grid's own.
+        name = next((name for name in (OVERSIZED, MALFORMED) if reason.startswith(f"{name}:")), "error-reply")
+        raise RefusedError(name, f"the party answered with an error: {reason}")
     return entries(message.content)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number, and a finite one; its type comes first, as a text has no size."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _number(said: Mapping[str, Any], name: str) -> float:
     """A finite number of a message."""
     value = said.get(name)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise RefusedError("no-number", f"the message's '{name}' is {value!r}, expected a finite number")
-    return value
+    if not _is_number(value):
+        raise RefusedError("no-number", f"the message's '{name}' is {_shown(value)}, expected a finite number")
+    return float(value)  # type: ignore[arg-type]
 
 
-def _numbers(said: Mapping[str, Any], name: str, count: int) -> list[float]:
-    """A list of so many finite numbers of a message."""
-    values = said.get(name)
-    if not isinstance(values, list) or len(values) != count or not all(map(math.isfinite, values)):
-        raise RefusedError("no-number", f"the message's '{name}' is {values!r}, expected {count} finite numbers")
+def _counts(said: Mapping[str, Any]) -> list[int]:
+    """What a party says of its work: whole numbers in the order of SAID."""
+    values = said.get("said")
+    if type(values) is not list or len(values) != len(SAID) or not all(map(_is_count, values)):
+        raise RefusedError("no-number", f"the message's 'said' is {_shown(values)}, expected {len(SAID)} whole numbers")
     return values
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and abs(value) < MOST
+
+
+def _seconds(said: Mapping[str, Any]) -> list[float]:
+    values = said.get("seconds")
+    if type(values) is not list or len(values) != len(SECONDS) or not all(map(_is_number, values)):
+        raise RefusedError("no-number", f"the message's 'seconds' is {_shown(values)}, expected {len(SECONDS)} numbers")
+    return values
+
+
+def _shown(value: object) -> str:
+    """A value as a sentence quotes it, however long it is."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _row(name: str, value: object, width: int) -> F32:

@@ -16,6 +16,18 @@ from strategies import messages
 from strategies.fedavg import FedAvg
 
 LAYOUT = 77
+# Entries of a reply that are none of ours, by the name that a script gives them.
+ODD: dict[str, dict[str, Any]] = {
+    "says-words": {"said": ["a"] * 5},
+    "says-halves": {"said": [0.5] * 5},
+    "says-a-word": {"said": "abcde"},
+    "says-bytes": {"said": b"abcde"},
+    "says-too-much": {"said": [0, LAYOUT, 10, 2**62, 1]},
+    "seconds-of-words": {"seconds": ["a"] * 3},
+    "measures-words": {messages.MEASURED + "loss": "a"},
+    "measures-lists": {messages.MEASURED + "loss": [1.0]},
+    "measures-at-length": {messages.MEASURED + "x" * 1000: 1.0},
+}
 # What a node does with a train message of a round: "answer", "silent", "error", "nan", ... or seconds until it answers.
 Script = Callable[[int], str | float]
 
@@ -71,8 +83,11 @@ class Scripted(Grid):
     def _trained(self, message: Message, agent: int, what: str) -> Message:
         if what == "error":
             return Message(Error(0, "boom"), reply_to=message)
+        if what == "malformed":
+            return Message(Error(0, "malformed: DecodeError"), reply_to=message)
         row = messages.unpack(message, {"policy": 3})["policy"] + np.float32(agent)
-        said = [agent, LAYOUT, 10, 10, 1]
+        said: list[Any] = [agent, LAYOUT, 10, 10, 1]
+        entries: dict[str, Any] = {}
         if what == "nan":
             row = np.full(3, np.nan, np.float32)
         elif what == "wide":
@@ -81,8 +96,13 @@ class Scripted(Grid):
             said[1] += 1
         elif what == "other-name":
             said[0] += 1
+        elif what == "measures-a-round":
+            entries = {f"{messages.MEASURED}{name}": 5.0 for name in ("round", "return", "steps", "wall_s", "missed")}
+        elif what in ODD:
+            entries = ODD[what]
         arrays = messages.pack({"policy": row}) if what != "empty" else {}
-        return Message(messages.content(arrays, messages.account(said, [0, 0, 0], {})), reply_to=message)
+        account = messages.account(said, [0, 0, 0], {})
+        return Message(messages.content(arrays, account | entries), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         now = time.monotonic()

@@ -19,7 +19,7 @@ from server.engines import prepare
 from server.ledger import Ledger
 from server.rounds import Interrupted, QuorumError, Rounds
 from strategies.federation import FederationConfig
-from tests.server.scripted import Scripted, always, fedavg
+from tests.server.scripted import ODD, Scripted, always, fedavg
 
 EXTRA = {"settle": True, "save": False}
 
@@ -62,7 +62,8 @@ def test_a_round_in_any_order_of_replies() -> None:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [("nan", "not-finite"), ("wide", "wrong-layout"), ("other-layout", "wrong-layout"), ("error", "error-reply"),
-     ("empty", "no-arrays"), ("other-name", "wrong-agent")],
+     ("empty", "no-arrays"), ("other-name", "wrong-agent"), ("malformed", "malformed"),
+     *((odd, "no-number") for odd in ODD)],
 )  # fmt: skip
 def test_a_bad_answer_has_a_name_is_counted_and_never_reaches_the_rule(what: str, reason: str) -> None:
     rounds = begun(Scripted({10: (0, always(what)), 11: (1, always()), 12: (2, always())}), 3)
@@ -71,6 +72,14 @@ def test_a_bad_answer_has_a_name_is_counted_and_never_reaches_the_rule(what: str
     assert weights(rounds) == [1.5] * 3
     assert (record["refused"], record["reasons"]) == ([1, 0, 0], {reason: 1})
     assert record["kept.policy"] == [None, 1, 1]
+
+
+def test_what_a_party_measures_takes_no_place_of_ours() -> None:
+    rounds = begun(Scripted({10: (0, always("measures-a-round")), 11: (1, always())}), 2)
+    record = rounds.round(1, EXTRA, judge=True)
+    assert (record["round"], record["return"], record["steps"]) == (1, [0.0, 1.0], [10, 10])
+    assert (record["missed"], type(record["wall_s"])) == ([0, 0], float)
+    assert rounds.round(2, EXTRA, judge=False)["return"] == [None, None]
 
 
 def test_the_deadline_does_not_wait_for_the_slow_whose_answer_is_late_then() -> None:
