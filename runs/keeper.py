@@ -40,8 +40,8 @@ class Keeper:
     def after(self, record: Mapping[str, Any], due: bool) -> None:
         """A round is over; ``due``: with a checkpoint."""
         value = figures.mean_return(record)
-        if value > max(self.returns.values(), default=-np.inf):
-            self._best = {name: array.copy() for name, array in self.run.learned().items()}
+        if value > max(self.returns.values(), default=-np.inf) and (learned := self.run.learned()):
+            self._best = {name: array.copy() for name, array in learned.items()}
         self.returns[record["round"]] = value
         self._last, self._saved = record, False
         if due:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agents.policy_gradient import PolicyGradientFleet
 from client.answers import exchangeable, layout
+from client.attacks import Plan
 from client.gossip.peer import countable
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import check as check_peers
@@ -134,6 +135,7 @@ def _federate(
                     "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
                 judge = strategy.passes(this, config.federation.evaluate_every) or last
+                strategy.judged = judge and config.evaluate_episodes > 0
                 record = rounds.round(this, extra, judge and config.evaluate_episodes > 0)
                 record |= unseen.judge(kept.learned()) if judge and config.unseen else {}
                 number = this
@@ -165,8 +167,7 @@ def make_strategy(config: RunConfig, session: Session) -> Federation:
     _pulled_by_nobody(config)
     if config.strategy in ("central", "fedavg-td3") and config.algorithm != "td3":
         raise Mistake(f"{config.strategy} is for td3, not for {config.algorithm}: set algorithm, or another strategy")
-    if config.strategy == "central" and config.federation.fraction < 1:
-        raise Mistake("central is one learner with the transitions of all agents: leave 'federation.fraction' at 1")
+    _shared_by_nobody(config)
     if config.strategy == "alone" or (config.strategy == "central" and config.schedule is None):
         away = {} if config.engine == "local" else exchangeable(session.fleet)
         return Alone({name: rows.shape[1] for name, rows in away.items()}, **given)
@@ -217,11 +218,32 @@ def odd(config: RunConfig) -> list[str]:
         found.append(
             f"'td3.learning-starts' is no multiple of td3.policy-delay, {M}: the actor is exchanged between its updates"
         )
-    if sync.exchange == "gradients" and (N > 1 or sync.actor_every > 1):
+    if sync.exchange == "gradients" and max(N, sync.actor_every) * config.td3.updates_per_step > 1:
         found.append(
             "only the steps at exchanges are shared, between them agents take their own: their weights drift apart"
         )
     return found
+
+
+def _shared_by_nobody(config: RunConfig) -> None:
+    """Refuse what is about shares of agents where there are none, or where a missing one is never made up for."""
+    federation, gradients = config.federation, config.strategy == "fedavg-td3" and config.sync.exchange == "gradients"
+    if config.strategy == "central" and federation.fraction < 1:
+        raise Mistake("central is one learner with the transitions of all agents: leave 'federation.fraction' at 1")
+    if gradients and federation.fraction < 1:
+        raise Mistake(
+            "an agent that misses an exchange of gradients is apart for good: leave 'federation.fraction' at 1, or "
+            "exchange parameters"
+        )
+    if config.strategy in ("alone", "central") and federation.rule not in ("auto", "mean", "weighted-mean"):
+        raise Mistake(f"{config.strategy} has no shares that a rule could judge: leave 'federation.rule' away")
+    if config.strategy == "central" and Plan(config.attack, config.agents).schedules():
+        raise Mistake("central is one learner, and nobody in it could lie: leave 'attack' away")
+    if config.unseen and config.engine != "local" and (gradients or config.strategy == "central"):
+        raise Mistake(
+            "where gradients are exchanged, weights come home from the nodes at the end only: judge in unseen worlds "
+            "with fedrl eval then, or take the engine local"
+        )
 
 
 def _pulled_by_nobody(config: RunConfig) -> None:

@@ -106,6 +106,8 @@ class Ledger:
             "working_s": working,
             # The agents' own work is waited for as well, and is no wait that could be saved.
             "waiting_s": max(self._times["waiting_s"] - working, 0.0),
+            # All of a round that is neither their work nor a judgement: messages, waiting, and making one of many.
+            "exchanging_s": max(round_s - working - self._times["judging_s"], 0.0),
             "wall_s": self._wall_before + now - self._begun,
         }
         nothing = [None] * self.agents

@@ -34,7 +34,7 @@ class Unseen:
     def judge(self, learned: Mapping[str, NDArray[Any]]) -> dict[str, list[float]]:
         """The return of every agent's policy, or of the one that all share, in each world."""
         if not learned or not all(np.isfinite(rows).all() for rows in learned.values()):
-            return {}  # agents elsewhere have not sent theirs
+            return {}  # somebody's have never come
         found = {}
         for name, session in self._sessions.items():
             session.fleet.load_learned(learned)

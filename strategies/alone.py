@@ -19,7 +19,7 @@ class Alone(Federation):
     """Agents are told to train and to be judged as they are.
 
     Nothing travels for learning. Where agents live elsewhere, the ``widths`` of what they learn are given, and whenever
-    they save a snapshot they send it home as well, for the run's directory.
+    they save a snapshot or are judged they send it home as well, for the run's directory.
     """
 
     personal = True
@@ -30,7 +30,7 @@ class Alone(Federation):
         self._asked: list[str] = []
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        self._asked = list(self.widths) if extra.get("save") else []
+        self._asked = list(self.widths) if extra.get("save") or self.judged else []
         return dict.fromkeys(agents, self.order(number, {}, {**extra, "parts": self._asked}))
 
     def read(self, message: Message) -> Trained:
@@ -47,6 +47,8 @@ class Alone(Federation):
 
     def learned(self) -> Arrays:
         found: Arrays = {}
+        if not self._asked:  # what came home in a round before is old by now
+            return found
         for name, rows in self.rows.items():
             if name.startswith(messages.MOMENTS):
                 found |= {f"{name}.shared": np.zeros_like(rows, np.float64), f"{name}.seen": rows.astype(np.float64)}

@@ -49,7 +49,7 @@ class SyncConfig:
 class FedAvgTD3(FedAvg):
     """Knows who has which average of which part, so that only what is new travels.
 
-    With gradients there are no weights here: each agent's are its own, and equal when every step is exchanged.
+    With gradients each agent's weights are its own, and equal when every step is exchanged. They come home at the end.
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class FedAvgTD3(FedAvg):
         super().__init__(start, layout, agents, work, rule, wait_s)
         self.schedule, self.personal, self.names = schedule, gradients, list(start)
         if gradients:
-            for row in self.rows.values():
-                row.fill(np.nan)
+            self.rows = {name: np.full((agents, width), np.nan, np.float32) for name, width in self.widths.items()}
         self.gradients: Arrays = {name: np.zeros(width, np.float32) for name, width in self.widths.items()}
         # The actor that each agent last had of its own, before it became one with the others'.
         self.actors = np.full((agents, self.widths[ACTOR]), np.nan, np.float32)
@@ -115,19 +114,30 @@ class FedAvgTD3(FedAvg):
             self.worked[k] += reply.updates
         part = self.schedule.stretch(number).part
         if not part:
-            for name in self._asked:
-                self.unite(number, name, replies, np.ones(len(replies)), self.rows)
+            for reply in replies:
+                for name in self._asked:
+                    self.rows[name][reply.agent] = reply.parts[name]
             return {}
         at, into = self.names.index(part), self.gradients if self.personal else self.rows
         if part == ACTOR and not self.personal:
             self.actors[agents] = [reply.parts[part] for reply in replies]
+        before = into[part]
         notes = self.unite(number, part, replies, self.worked[agents, at], into)
-        self.made[at] += 1
         self.worked[agents, at] = 0
+        if (
+            self.personal and into[part] is before
+        ):  # no verdict: nobody takes this step, least of all down an old gradient
+            return notes
+        self.made[at] += 1
         away: list[float | None] = [None] * self.agents
         for reply in replies:
             away[reply.agent] = float(np.linalg.norm(reply.parts[part].astype(np.float64) - into[part]))
-        return notes | {f"distance.{part}": away}
+        return notes | {f"distance.{messages.GRADIENT if self.personal else ''}{part}": away}
+
+    def learned(self) -> Arrays:
+        if not self.personal:
+            return super().learned()
+        return dict(self.rows) if all(np.isfinite(rows).all() for rows in self.rows.values()) else {}
 
     def length(self, number: int) -> float:
         stretch = self.schedule.stretch(number)

@@ -56,6 +56,8 @@ class Federation(Strategy):
     """
 
     personal = False
+    # Whether the round that is asked for next is judged.
+    judged = False
 
     def __init__(self, widths: Mapping[str, int], layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         self.widths, self.layout, self.agents, self.work = dict(widths), layout, agents, work

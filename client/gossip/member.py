@@ -38,7 +38,7 @@ SAVE_S = FLUSH_S + 3.0  # for the round in progress when the agent is asked to l
 # What the server knows by itself of a round, or is told under another name.
 KNOWN = ("round", "peers", "return", "steps", "updates", "left-out", *SECONDS)
 # What it counts as well, of its own messages.
-OWN = {*COUNTED, "reasons"}
+OWN = {*COUNTED, "reasons", "exchanging_s"}
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,8 @@ def test_over_seeds():
     assert (found["mean_low"], found["mean_high"]) == (1.5, 7.75)
     assert (found["env_steps"], found["wall_s"]) == (500, 10)
     assert found["returns"] == {"0": 3, "1": 1, "2": 10, "3": 2, "4": None}
+    uneven = figures.over_seeds({"0": [record(50, [4.0, 2.0])], "1": [record(50, [9.0, None]), record(60, [6.0, 8.0])]})
+    assert (uneven["worst_agent"], uneven["worst_agent_std"], uneven["worst"]) == (4, 2, 3)
     nobody = figures.over_seeds({"0": [record(50, [None])]})
     assert (nobody["seeds"], nobody["env_steps"]) == (0, 50)
     assert "mean" not in nobody

@@ -25,6 +25,10 @@ from runs import checkpoints
 from runs.directory import RunDirectory
 from server.engines import prepare
 from strategies import messages
+from strategies.fedavg_td3 import FedAvgTD3
+from strategies.messages import Trained
+from strategies.robust import Rule, Verdict, weighted_mean
+from strategies.schedule import Schedule
 from tests.server.federations import column, here, local
 from tests.server.test_apps import Here
 
@@ -37,6 +41,7 @@ CONF = {
 }  # fmt: skip
 ACTOR, CRITIC = 4 * (3 * 8 + 8 + 8 * 7 + 7 + 7 + 1), 8 * (4 * 8 + 8 + 8 * 7 + 7 + 7 + 1)
 EACH = ["sync.critic-every=1", "sync.actor-every=1"]
+EXTRA = {"settle": False, "save": False}
 
 
 def config(*settings: str, **changes: Any) -> RunConfig:
@@ -160,21 +165,31 @@ def last(run: RunDirectory, name: str) -> Any:
     return [row for row in column(run, name) if row is not None][-1]
 
 
+def formula(given: RunConfig) -> tuple[int, int, bool]:
+    """How often an agent sends critics, and actors; and whether the last round brings its weights home, once."""
+    N, L = given.sync.critic_every, given.sync.actor_every
+    gradients = given.sync.exchange == "gradients"
+    if given.strategy == "central":
+        N, L, gradients = 1, 1, True
+    return given.steps // N, given.steps // (given.td3.policy_delay * L), gradients
+
+
 @pytest.mark.parametrize("exchange", ["parameters", "gradients"])
-@pytest.mark.parametrize(
-    ("N", "M", "L", "T"), [(5, 2, 5, 60), (7, 3, 4, 50), (1, 1, 1, 9), (10, 2, 3, 30), (9, 2, 2, 3)]
-)
-def test_bytes_are_the_formula(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str, N: int, M: int, L: int, T: int
-) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_bytes_are_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str, seed: int) -> None:
     """T/N critics and T/(M*L) actors, there and back, from every agent; here as a fleet and as parties of their own."""
+    draw = np.random.default_rng(seed)
+    N, M, L, T = (int(draw.integers(1, high)) for high in (12, 4, 6, 60))
     given = config(
         f"sync.critic-every={N}", f"sync.actor-every={L}", f"td3.policy-delay={M}", f"sync.exchange={exchange}",
         f"steps={T}", "evaluate-episodes=0",
     )  # fmt: skip
-    for run in (local(tmp_path / "local", given), here(tmp_path / "here", given, monkeypatch)):
-        critics, actors = T // N, T // (M * L)
-        home = exchange == "gradients"  # the last round brings the weights home, once
+    critics, actors, home = formula(given)
+    assert (critics, actors) == (T // N, T // (M * L))
+    runs = [local(tmp_path / "local", given)]
+    if seed < 4:
+        runs.append(here(tmp_path / "here", given, monkeypatch))
+    for run in runs:
         assert total(run, "critic") == (3 * CRITIC * (critics + home), 3 * CRITIC * critics)
         assert total(run, "actor") == (3 * ACTOR * (actors + home), 3 * ACTOR * actors)
         records = run.read_metrics()
@@ -187,7 +202,10 @@ def test_bytes_are_the_formula(
     "settings",
     [
         [], ["sync.exchange=gradients", *EACH], ["td3.pull=kl", "td3.beta-actor=0.1", "td3.beta-critic=0.1"],
+        ["td3.pull=l2", "td3.beta-actor=0.1", "td3.beta-critic=0.1", "td3.precision=bf16"],
         ["federation.rule=median", "attack.kind=sign-flip", "attack.byzantine=1"],
+        ["sync.exchange=gradients", "federation.rule=geometric-median", "federation.byzantine=1",
+         "attack.kind=random-noise", "attack.byzantine=1"],
         ["world.copies=2", "td3.updates-per-step=0.5", "sync.critic-every=6", "sync.actor-every=6"],
     ],
 )  # fmt: skip
@@ -196,11 +214,14 @@ def test_parties_of_their_own_do_what_a_fleet_does(
 ) -> None:
     given = config(*settings)
     fleet, parties = local(tmp_path / "local", given), here(tmp_path / "here", given, monkeypatch)
-    for name in ("return", "steps", "updates", "bytes_up", "bytes_down", "distance.actor", "distance.critic"):
+    away = "distance.gradient" if given.sync.exchange == "gradients" else "distance"
+    assert f"{away}.critic" in fleet.read_metrics()[0]
+    for name in ("return", "steps", "updates", "bytes_up", "bytes_down", f"{away}.actor", f"{away}.critic"):
         one, other = (np.array([row or [None] * 3 for row in column(run, name)], float) for run in (fleet, parties))
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5, err_msg=name)
     one, other = (checkpoints.load(run.weights)[0]["actor"] for run in (fleet, parties))
-    np.testing.assert_allclose(*np.broadcast_arrays(one, other), rtol=0, atol=1e-5)
+    honest = 3 - given.attack.byzantine * (given.sync.exchange == "gradients")  # whose weights come home as they are
+    np.testing.assert_allclose(one[:honest], other[:honest], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [[], ["sync.exchange=gradients"], ["td3.pull=l2", "td3.beta-critic=0.1"]])
@@ -249,6 +270,17 @@ def test_policies_are_judged_in_worlds_that_nobody_trains_in(tmp_path: Path, str
     other = Session(config(strategy=strategy, world=world))
     other.fleet.load_learned(checkpoints.load(run.weights)[0])
     np.testing.assert_allclose(last(run, "return.long"), other.evaluate().mean(axis=1))
+
+
+def test_who_learns_alone_elsewhere_is_judged_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights come home with every judgement, not only with snapshots: in unseen worlds, and to know the best."""
+    given = config(strategy="alone", unseen=HEAVY, **{"checkpoint-every": 3})
+    one, other = local(tmp_path / "local", given), here(tmp_path / "here", given, monkeypatch)
+    assert len(column(one, "return.long")) == 3
+    for name in ("return.long", "return.heavy"):
+        np.testing.assert_allclose(column(one, name), column(other, name), rtol=1e-3, err_msg=name)
+    mine, theirs = (checkpoints.load(run.path / "best.npz")[0]["actor"] for run in (one, other))
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
 def test_who_does_well_in_whose_world(
@@ -342,6 +374,52 @@ def test_who_forgot_everything_is_sent_everything(tmp_path: Path, monkeypatch: p
     assert run.read_metrics()[-1]["steps"] == [60, 35, 60]
 
 
+# --- what becomes one -------------------------------------------------------------------------------------------------
+
+
+def server(rule: Rule = weighted_mean, gradients: bool = False) -> FedAvgTD3:
+    """Of two agents, with parts of two and one number; the critics every 10 steps, the actor every 20."""
+    start = {"actor": np.zeros(1, np.float32), "critic": np.zeros(2, np.float32)}
+    return FedAvgTD3(Schedule(10, 20), gradients, start, 7, 2, 10, rule)
+
+
+def sent(agent: int, updates: float, **parts: list[float]) -> Trained:
+    rows = {name: np.array(row, np.float32) for name, row in parts.items()}
+    return Trained(agent, rows, 0, 0, updates, {})
+
+
+def test_who_did_more_since_a_part_was_exchanged_counts_more_in_it() -> None:
+    one = server()
+    one.orders(1, [0, 1], EXTRA)
+    one.combine(1, [sent(0, 10, critic=[0, 4]), sent(1, 30, critic=[8, 0])])
+    np.testing.assert_array_equal(one.rows["critic"], [6, 1])
+    one.orders(2, [0, 1], EXTRA)
+    one.combine(2, [sent(0, 30, critic=[0, 4]), sent(1, 10, critic=[8, 0])])
+    np.testing.assert_array_equal(one.rows["critic"], [2, 3])  # by 30 and 10: the first exchange began their count anew
+    one.orders(3, [0, 1], EXTRA)
+    one.combine(3, [sent(0, 0, actor=[1]), sent(1, 60, actor=[2])])
+    np.testing.assert_allclose(one.rows["actor"], [(40 * 1 + 100 * 2) / 140])  # all since the start: none before
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_rule_that_trusts_nobody_makes_no_step(gradients: bool) -> None:
+    """Least of all down the gradient of another step."""
+    verdicts = iter([True, False, True])
+
+    def rule(rows: Any, weights: Any) -> Verdict:
+        kept = np.arange(len(rows)) if next(verdicts) else np.empty(0, np.int64)
+        return Verdict(rows.mean(axis=0), kept, {})
+
+    one, down = server(rule, gradients), []
+    for number in (1, 2):
+        down.append(sorted(messages.arrays(one.orders(number, [0, 1], EXTRA)[0])))
+        one.combine(number, [sent(k, 10, critic=[number, number]) for k in range(2)])
+    down.append(sorted(messages.arrays(one.orders(3, [0, 1], EXTRA)[0])))
+    assert down == ([[], ["gradient.critic"], []] if gradients else [[], ["critic"], ["critic"]])
+    if not gradients:
+        np.testing.assert_array_equal(one.rows["critic"], [1, 1])
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +433,12 @@ def test_who_forgot_everything_is_sent_everything(tmp_path: Path, monkeypatch: p
         (["world.copies=3", "sync.critic-every=6"], "td3.policy-delay is 10 steps, and 3 copies"),
         (["strategy=central", "engine=grpc", "world.copies=2"], "must be 1, not 2"),
         (["strategy=central", "federation.fraction=0.5"], "leave 'federation.fraction' at 1"),
+        (["sync.exchange=gradients", "federation.fraction=0.5"], "apart for good: leave 'federation.fraction' at 1"),
+        (["strategy=central", "federation.rule=median"], "central has no shares that a rule could judge"),
+        (["strategy=alone", "federation.rule=median"], "alone has no shares that a rule could judge"),
+        (["strategy=central", "attack.kind=zero", "attack.byzantine=1"], "nobody in it could lie"),
+        (["strategy=central", "engine=grpc", "unseen.heavy.physics={}"], "judge in unseen worlds with fedrl eval"),
+        (["sync.exchange=gradients", "engine=ray", "unseen.heavy.physics={}"], "or take the engine local"),
         (["strategy=alone", "td3.pull=l2"], "only fedavg-td3 keeps them"),
         (["td3.pull=kl", "td3.beta-actor=1", "td3.exploration=0"], "'td3.exploration', which is 0"),
         (["unseen.heavy=3"], "'unseen.heavy' is a table"),
@@ -377,6 +461,17 @@ def test_what_cannot_work_is_refused_before_anything_starts(settings: list[str],
         (["td3.learning-starts=21"], ["no multiple of td3.policy-delay, 2"]),
         (["sync.exchange=gradients"], ["only the steps at exchanges are shared"]),
         (["sync.exchange=gradients", *EACH], []),
+        (["sync.exchange=gradients", *EACH, "td3.updates-per-step=2"], ["only the steps at exchanges are shared"]),
+        (
+            [
+                "sync.exchange=gradients",
+                "world.copies=2",
+                "td3.updates-per-step=0.5",
+                "sync.critic-every=2",
+                "sync.actor-every=2",
+            ],
+            [],
+        ),
         (["strategy=central"], []),
     ],
 )
@@ -400,6 +495,8 @@ MOUNTAIN = ["world.id=MountainCarContinuous-v0", "world.physics={}", "settle-eve
         *((engine, settings) for engine in ("grpc", "ray") for settings in (
             [], ["sync.exchange=gradients", *EACH], ["strategy=central"], ["strategy=alone"],
         )),
+        ("grpc", ["federation.rule=median", "td3.pull=kl", "td3.beta-actor=0.1", "attack.kind=sign-flip",
+                  "attack.byzantine=1"]),
         ("grpc", MOUNTAIN),  # episodes of 15 over rounds of 5: a node ends none of them, Flower's simulation must
     ],
 )  # fmt: skip
@@ -421,6 +518,13 @@ def test_engines_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engi
     np.testing.assert_allclose(column(one, "return")[-1], column(other, "return")[-1], rtol=1e-3)
     mine, theirs = (checkpoints.load(run.weights)[0]["actor"] for run in (one, other))
     np.testing.assert_allclose(*np.broadcast_arrays(mine, theirs), rtol=0, atol=1e-5)
-    if settings != ["strategy=central"]:
-        ups = [[total(run, part)[1] for part in ("actor", "critic")] for run in (one, other)]
-        assert ups[0] == ups[1]
+    given = build(RunConfig, override(CONF | short, settings))
+    if given.strategy == "alone":
+        assert [total(other, part)[1] for part in ("actor", "critic")] == [0, 0]
+        return
+    arrays, (critics, actors, home) = other.load_checkpoint()[0], formula(given)
+    for part, times in (("critic", critics), ("actor", actors)):
+        each = 3 * arrays[f"strategy.{part}"].nbytes
+        assert total(other, part) == (each * (times + home), each * times)
+        if given.strategy != "central":
+            assert total(one, part) == total(other, part)
