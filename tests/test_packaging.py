@@ -124,3 +124,23 @@ def test_what_a_unit_starts_takes_its_options(unit: str) -> None:
     options = {word for word in words if word.startswith("--")}
     assert options
     assert options <= set(re.findall(r"--[a-z-]+", help_text))
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in (ROOT / "deploy").iterdir()))
+def test_systemd_finds_nothing_to_say_about_a_unit(unit: str, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    # With programs that are there: nothing is in /opt where tests run.
+    text = re.sub(r"/opt/fedrl/\.venv/bin/\S+(?= )", "/bin/true", (ROOT / "deploy" / unit).read_text())
+    (tmp_path / unit).write_text(text)
+    done = subprocess.run(["systemd-analyze", "verify", tmp_path / unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_skip_is_a_failure_where_none_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text("import pytest\ndef test_one():\n    pytest.skip('no docker')\n")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path)]
+    for no_skips, code, said in (("", 0, "1 skipped"), ("1", 1, "was left out: no docker")):
+        env = os.environ | {"NO_SKIPS": no_skips}
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == code and said in done.stdout, done.stdout + done.stderr
