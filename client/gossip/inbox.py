@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.gossip import gossip_pb2 as pb
+from client.gossip.medium import flaw
 
 F32 = NDArray[np.float32]
 
 PIECE = 1 << 18  # numbers of a piece: 1 MiB
+_STATUS = {"": pb.STATUS_UNSPECIFIED, "not-finite": pb.STATUS_NOT_FINITE, "huge": pb.STATUS_HUGE}
 AHEAD = 8  # rounds that a peer may be ahead of another
 WORDS = 2 * AHEAD  # words that may wait here to be heard
 
@@ -31,16 +33,22 @@ class Word(NamedTuple):
 
 
 class Parcel(NamedTuple):
-    """A vector on its way: a share, which has a weight, or a word."""
+    """A vector on its way: a share, which has a weight, or a word. ``true`` is what a liar has in place of ``row``."""
 
     round: int
     row: F32
     weight: float = 0.0
     word: Word | None = None
+    true: F32 | None = None
 
     @property
     def nbytes(self) -> int:
         return self.row.nbytes + (8 if self.word is None else 0)
+
+    @property
+    def kept(self) -> Parcel:
+        """What its sender has again when it does not go, or comes back: never its own lie."""
+        return self if self.true is None else self._replace(row=self.true, true=None)
 
 
 @dataclass
@@ -165,13 +173,7 @@ class Inbox:
         """Why a vector cannot be used, or nothing. What was learned, x / y, is of a moderate size whatever y is."""
         if not 0.0 < weight <= self.network:
             return pb.STATUS_BAD_WEIGHT
-        bound = self.largest * weight
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.dot(row, row) <= bound * bound:  # one pass, which nan and infinity do not pass
-                return pb.STATUS_UNSPECIFIED
-        if not np.isfinite(row).all():
-            return pb.STATUS_NOT_FINITE
-        return pb.STATUS_HUGE if float(np.abs(row).max()) > bound else pb.STATUS_UNSPECIFIED
+        return _STATUS[flaw(row, self.width, self.largest * weight)]
 
     def _drop(self) -> None:
         self._row, self._coming, self._missing = None, 0, set()

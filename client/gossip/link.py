@@ -267,7 +267,7 @@ class Link:
                 self._outbox.popleft()
                 self._sequence, self._tried = self._sequence + (receipt.status in DONE), False
                 if receipt.status in HOPELESS and parcel.word is None:
-                    self.returned.append(parcel)
+                    self.returned.append(parcel.kept)
                 here.changed.notify_all()
                 return False
         return True
@@ -322,7 +322,7 @@ class Link:
 
     def _empty(self) -> None:
         """The outbox is given up; words are nothing that could be lost."""
-        self.returned += [parcel for parcel in self._outbox if parcel.word is None]
+        self.returned += [parcel.kept for parcel in self._outbox if parcel.word is None]
         self._outbox.clear()
 
 

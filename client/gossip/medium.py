@@ -46,7 +46,8 @@ class Medium(Protocol):
 
         ``x`` (rows, d) and ``y`` (rows,) are the biased ones, and so is what is returned. The shares of a peer add up
         to 1. What came is added up in the order of the senders, so that every medium finds the same sum, bit for bit;
-        a share that came too late for its round is added in the next one. ``lies`` are sent in place of x.
+        a share that came too late for its round is added in the next one. ``lies`` are sent in place of x. A share
+        that is refused is its sender's again: what it has, not what it said.
         """
 
     def tell(
@@ -81,8 +82,13 @@ class Medium(Protocol):
     def close(self) -> None: ...
 
 
-def flaw(row: NDArray[np.generic], width: int) -> str:
-    """Why a row cannot be used, or nothing."""
+def flaw(row: F32, width: int, bound: float) -> str:
+    """Why a row cannot be used, or nothing; a larger number than ``bound`` is none that learning makes."""
     if row.shape != (width,):
         return "wrong-layout"
-    return "" if np.isfinite(row).all() else "not-finite"
+    with np.errstate(over="ignore", invalid="ignore"):
+        if float(np.dot(row, row)) < bound * bound:  # one pass, which nan and infinity do not pass
+            return ""
+    if not np.isfinite(row).all():
+        return "not-finite"
+    return "huge" if float(np.abs(row).max()) > bound else ""

@@ -71,11 +71,17 @@ def _add_up(edges, senders, shares, x, y, out, weight):  # type: ignore[no-untyp
 class Network:
     """All peers of a run in this process: the Medium of the local engine.
 
-    ``silent`` says who is out of it in a round: others close around them.
+    ``silent`` says who is out of it in a round: others close around them. A number of x / y, or of a word, that is
+    larger than ``largest`` is refused.
     """
 
-    def __init__(self, topology: Topology, silent: Callable[[int], Collection[int]] = lambda number: ()) -> None:
-        self.topology, self.network, self.silent = topology, topology.peers, silent
+    def __init__(
+        self,
+        topology: Topology,
+        silent: Callable[[int], Collection[int]] = lambda number: (),
+        largest: float = 1e6,
+    ) -> None:
+        self.topology, self.network, self.silent, self.largest = topology, topology.peers, silent, largest
         self.peers = range(topology.peers)
         self._reasons: Counter[str] = Counter()
         self._counts: dict[str, I64] = {}
@@ -85,13 +91,18 @@ class Network:
         links = self.topology.links(number, self._there(number))
         self._sent(links, 4 * x.shape[1] + 8)
         out, weight = mixed(links, x, y)
-        # One row that holds no numbers is enough to make the sum none.
-        ill = {} if np.isfinite(x.sum(dtype=np.float64)) else {k: x[k] for k in self.peers if flaw(x[k], x.shape[1])}
+        # Rows that no neighbour takes, though nobody lies; nan is not below anything.
+        sound = (x.max(axis=1, initial=0) <= self.largest * y) & (x.min(axis=1, initial=0) >= -self.largest * y)
+        ill = {k: x[k] for k in np.flatnonzero(~sound).tolist()}
+        back: list[tuple[int, float]] = []
         if lies is not None or ill:
             for peer in np.unique(links.receivers).tolist():
                 told = ill | dict(lies(peer) if lies is not None else {})
                 if false := {k: row for k, row in told.items() if k != peer}:
-                    out[peer], weight[peer] = self._believing(links, peer, x, y, false)
+                    out[peer], weight[peer] = self._believing(links, peer, x, y, false, back)
+        for k, part in back:
+            out[k] += share(x[k], part)
+            weight[k] += part * y[k]
         return out, weight
 
     def tell(
@@ -117,22 +128,26 @@ class Network:
 
     def _heard(self, peer: int, there: I64, vectors: F32, false: Mapping[int, F32]) -> Heard:
         said = {k: false.get(k, vectors[k]) for k in there.tolist()}
-        good = [k for k, row in said.items() if not self._flawed(peer, row, vectors.shape[1])]
+        good = [k for k, row in said.items() if not self._flawed(peer, row, vectors.shape[1], 1.0)]
         return Heard(np.array(good, np.int64), np.stack([said[k] for k in good]) if good else vectors[:0])
 
-    def _believing(self, links: Links, peer: int, x: F32, y: F64, false: Mapping[int, F32]) -> tuple[F32, float]:
-        """What a peer adds up that is lied to: shares that can be recognised as lies are left out."""
+    def _believing(
+        self, links: Links, peer: int, x: F32, y: F64, false: Mapping[int, F32], back: list[tuple[int, float]]
+    ) -> tuple[F32, float]:
+        """What a peer adds up that is lied to. Shares that can be recognised as lies go ``back``: to whom, how much."""
         total, mass = np.zeros(x.shape[1]), 0.0
         mine = links.receivers == peer
         for k, part in zip(links.senders[mine].tolist(), links.shares[mine].tolist(), strict=True):
-            row = false.get(k, x[k])
-            if not self._flawed(peer, row, x.shape[1]):
-                total += share(row, part)
+            row = share(false.get(k, x[k]), part)
+            if k != peer and self._flawed(peer, row, x.shape[1], part * y[k]):
+                back.append((k, part))
+            else:
+                total += row
                 mass += part * y[k]
         return total.astype(np.float32), mass
 
-    def _flawed(self, peer: int, row: F32, width: int) -> bool:
-        reason = flaw(row, width)
+    def _flawed(self, peer: int, row: F32, width: int, weight: float) -> bool:
+        reason = flaw(row, width, self.largest * weight)
         if reason:
             self._counts["refused"][peer] += 1
             self._reasons[reason] += 1

@@ -56,8 +56,11 @@ def topology(config: RunConfig) -> Topology:
 def network(config: RunConfig, session: Session) -> Network:
     """All peers of a run in this process."""
     plan = session.plan
-    silent = {"silence"}
-    return Network(topology(config), lambda number: [k for k in session.numbers if plan.kind(k, number) in silent])
+
+    def silent(number: int) -> list[int]:
+        return [peer for peer in session.numbers if plan.kind(peer, number) == "silence"]
+
+    return Network(topology(config), silent, config.gossip.largest)
 
 
 def gossip(

@@ -32,8 +32,8 @@ class Wire:
     """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them; those that
     are not known yet are empty, and come by ``expect``.
 
-    ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round. It says
-    that much, as one who is silent in one process is known to be: neighbours must not send it what never comes back.
+    ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round. It
+    says that much, as one who is silent in one process is known to be: others must not send it what never comes back.
     """
 
     def __init__(
@@ -199,13 +199,14 @@ class Wire:
             to = {}
             for peer, part in parts.items():
                 if peer != me:
-                    row = own[part] if lies is None or 0 not in (false := lies(peer)) else share(false[0], part)
-                    to[peer] = Parcel(number, row, part * float(y[0]))
+                    to[peer] = Parcel(number, own[part], part * float(y[0]))
+                    if lies is not None and 0 in (false := lies(peer)):
+                        to[peer] = to[peer]._replace(row=share(false[0], part), true=own[part])
             # Those who have room first: who is slow delays nobody else's share.
             full = [peer for peer, parcel in to.items() if not self.links[peer].put(parcel, 0.0)]
             for peer in full:
                 if not self.links[peer].put(to[peer], deadline):
-                    mine.append((me, to[peer]))
+                    mine.append((me, to[peer].kept))
                     self.here.counts["kept"] += 1
             senders = [self.links[peer] for peer in links.heard_by(me) if peer != me]
             self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline)

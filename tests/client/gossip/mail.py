@@ -16,6 +16,7 @@ from client.gossip.medium import F32, F64, Bools, Heard, Lies, flaw
 from client.gossip.topology import Topology
 
 PATIENCE_S = 60.0
+LARGEST = 1e6
 
 
 class Post:
@@ -51,7 +52,7 @@ class Mail:
             self.post.send((number, "share"), to, me, ((np.float64(part) * row).astype(np.float32), part * y[0]))
         total, mass = np.zeros(x.shape[1]), 0.0
         for row, weight in self.post.wait((number, "share"), me, links.heard_by(me)).values():
-            if not flaw(row, x.shape[1]):
+            if not flaw(row, x.shape[1], LARGEST * weight):
                 total, mass = total + row, mass + weight
         return total.astype(np.float32)[None], np.array([mass])
 
@@ -68,7 +69,7 @@ class Mail:
         if last:
             return [Heard(np.empty(0, np.int64), vectors[:0])]
         came = self.post.wait((number, tag, turn), me, range(self.network))
-        good = [k for k, row in came.items() if not flaw(row, vectors.shape[1])]
+        good = [k for k, row in came.items() if not flaw(row, vectors.shape[1], LARGEST)]
         return [Heard(np.array(good), np.stack([came[k] for k in good]))]
 
     def counts(self) -> dict[str, list[int]]:

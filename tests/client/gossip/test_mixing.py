@@ -79,7 +79,7 @@ def test_a_share_that_holds_no_number_is_refused_and_harms_nobody() -> None:
     x[2, 7] = np.inf
     found, weight = network.mix(1, x, y)
     np.testing.assert_allclose(found[1], (x[0] + x[1]) / 3, atol=1e-6)
-    assert weight[1] == pytest.approx(2 / 3)
+    np.testing.assert_allclose(weight, [1, 2 / 3, 5 / 3, 2 / 3, 1])
     np.testing.assert_allclose(found[0], (x[4] + x[0] + x[1]) / 3, atol=1e-6)
     assert np.isfinite(found[[0, 1, 3, 4]]).all()
     assert network.counts()["refused"] == [0, 1, 0, 1, 0]
@@ -92,9 +92,20 @@ def test_every_neighbour_can_be_told_another_lie() -> None:
     found, weight = network.mix(1, x, y, lambda recipient: lies.get(recipient, {}))
     np.testing.assert_allclose(found[0], (x[3] + x[0] + 3) / 3, atol=1e-6)
     np.testing.assert_allclose(found[2], (x[2] + x[3]) / 3, atol=1e-6)
-    np.testing.assert_allclose(found[1], (x[0] + x[1] + x[2]) / 3, atol=1e-6)
-    np.testing.assert_allclose(weight, [1, 1, 2 / 3, 1])
+    np.testing.assert_allclose(found[1], (x[0] + x[1] + x[2] + x[1]) / 3, atol=1e-6)
+    np.testing.assert_allclose(weight, [1, 4 / 3, 2 / 3, 1])
     assert network.reasons() == {"wrong-layout": 1}
+
+
+@pytest.mark.parametrize("number", [np.nan, 1e7])
+def test_what_is_refused_is_its_senders_again_and_no_mass_is_lost(number: float) -> None:
+    network, x, y = Network(Topology("complete", 3)), rows(3), np.ones(3)
+    for turn in range(1, 21):
+        x, y = network.mix(turn, x, y, lambda recipient: {1: np.full(30, number, np.float32)})
+    assert y.sum() == pytest.approx(3)
+    assert network.counts()["refused"] == [20, 0, 20]
+    assert (np.abs(x.sum(axis=0) - rows(3).sum(axis=0)) <= 1e-5 * np.abs(rows(3)).sum(axis=0)).all()
+    assert np.abs(x / y[:, None]).max() < 10, "the liar has the truth"
 
 
 def test_all_hear_all_and_liars_hear_themselves_say_the_truth() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from client import attacks
 from client.gossip import gossip_pb2 as pb
 from client.gossip.inbox import AHEAD
-from client.gossip.medium import F32, F64
+from client.gossip.medium import F32, F64, Lies
 from client.gossip.mixing import Network
-from client.gossip.topology import NAMES
+from client.gossip.topology import NAMES, Topology
 from client.gossip.wire import Wire
 from core.errors import Failure
 from tests.client.gossip.network import QUICK, Faults, Net, network, starts, together
@@ -22,13 +24,16 @@ from tests.client.gossip.network import QUICK, Faults, Net, network, starts, tog
 BAD = {"loss": 0.2, "twice": 0.2, "delay": 0.2, "reorder": 0.2}
 
 
-def mixes(wire: Wire, x: F32, y: F64, rounds: int) -> tuple[F32, F64, list[F32]]:
+Tell = Callable[[int, F32], Lies | None]  # what a peer says instead of x, in a round
+
+
+def mixes(wire: Wire, x: F32, y: F64, rounds: int, lies: Tell = lambda number, x: None) -> tuple[F32, F64, list[F32]]:
     """A peer's whole run: it begins with the others, mixes, and ends with them; also its z after every round."""
     assert not wire.gather()
     wire.begin()
     found = []
     for number in range(1, rounds + 1):
-        x, y = wire.mix(number, x, y)
+        x, y = wire.mix(number, x, y, lies(number, x))
         found.append(x[0] / y[0])
     x, y = wire.finish(x, y)
     return x, y, found
@@ -64,6 +69,58 @@ def test_ten_rounds_are_the_same_as_in_one_process_bit_for_bit(topology: str) ->
         a, b = product(net, X, Y, 10)
     assert np.array_equal(x, a) and np.array_equal(y, b)
     assert not net.said
+
+
+REASONS = {"nan": "not-finite", "wrong-shape": "wrong-layout"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [*((kind, REASONS.get(kind, "")) for kind in [*attacks.LIES, "silence"]), ("large-noise", "huge")],
+)
+def test_lies_of_every_kind_break_nobody_not_even_the_liar(kind: str, reason: str) -> None:
+    """Peer 1 of 3 lies to its neighbours. Where nobody takes the lie, no mass has come or gone."""
+    X, Y = starts(3, 40)
+    about = attacks.About(3, config=attacks.AttackConfig(large_noise=1e8 if reason else 1e3))
+
+    def told(number: int, x: F32) -> Lies:
+        came = 0.9 * x
+        return lambda to: {0: attacks.lies(kind, x, [7], number, about._replace(recipient=to), came)[0]}
+
+    with network("ring", 3, 40, silent=lambda peer, number: (peer, kind) == (1, "silence")) as net:
+        wires = [net.start(k) for k in range(3)]
+        jobs = [(wire, X[k : k + 1], Y[k : k + 1], 4) for k, wire in enumerate(wires)]
+        found = together(
+            [
+                lambda job=job, k=k: mixes(*job, *[told] * (k == 1 and kind in attacks.LIES))
+                for k, job in enumerate(jobs)
+            ]
+        )
+        reasons = [wire.reasons() for wire in wires]
+    x, y = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+    assert np.isfinite(x).all() and y.min() > 0.1
+    assert reasons == [{reason: 4}, {}, {reason: 4}] if reason else [{}] * 3
+    if reason or kind == "silence":
+        whole(x, y, X)
+
+
+@pytest.mark.parametrize(("number", "taken"), [(1e6, True), (1.01e6, False)])
+def test_a_number_that_is_huge_in_one_process_is_huge_over_the_wire(number: float, taken: bool) -> None:
+    """gossip.largest bounds x / y: of a share, as of what is told."""
+    X, Y = starts(2, 3)
+    lie = {1: np.full(3, number, np.float32)}
+    here = Network(Topology("ring", 2), largest=1e6)
+    x, y = here.mix(1, X, Y, lambda to: lie)
+    with network("ring", 2, 3, largest=1e6) as net:
+        wires = [net.start(k) for k in range(2)]
+        told: list[Tell] = [lambda turn, row: None, lambda turn, row: lambda to: {0: lie[1]}]
+        found = together(
+            [lambda w=w, k=k: mixes(w, X[k : k + 1], Y[k : k + 1], 1, told[k]) for k, w in enumerate(wires)]
+        )
+        assert wires[0].reasons() == here.reasons() == ({} if taken else {"huge": 1})
+    assert np.array_equal(np.concatenate([one[0] for one in found]), x)
+    assert np.array_equal(np.concatenate([one[1] for one in found]), y)
+    assert here.tell(1, "gradient", 0, X, lambda to: lie)[0].senders.tolist() == ([0, 1] if taken else [0])
 
 
 @pytest.mark.parametrize("topology", ["directed-ring", "ring", "complete", "exponential"])
