@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,15 @@ def test_policies_that_came_from_nodes_can_be_judged_again(
         main()
     assert not ended.value.code
     assert len(json.loads(capsys.readouterr().out)["agents"]) == 4
+
+
+@pytest.mark.parametrize(("rule", "misled"), [("auto", True), ("median", False), ("geometric-median", False)])
+def test_a_liar_in_a_star_pulls_everybody_unless_a_rule_survives_it(tmp_path: Path, rule: str, misled: bool) -> None:
+    """What the honest are told to be near to is far off with the liar in the mean, and near where the rule copes."""
+    given = config("kl.matrix=star", "attack.kind=large-noise", "attack.agents=[3]", f"federation.rule={rule}")
+    given = replace(given, federation=replace(given.federation, byzantine=0 if misled else 1))
+    far = np.array(column(local(tmp_path / "run", given), "kl-neighbours")[1:], float)[:, :3]
+    assert far.min() > 0.4 if misled else far.max() < 0.2, far
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
