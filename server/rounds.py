@@ -99,6 +99,7 @@ class Rounds:
         # Seconds after which the answers of the last exchange of a kind came, had its work been of the usual length.
         self._usual: dict[str, list[float]] = {}
         self._asked_who: set[int] = set()
+        self._met: dict[int, int] = {}  # agents that were here, if only once, and at which node they were last
         self._looked, self._asked_again = -math.inf, time.monotonic()
 
     def gather_parties(self) -> None:
@@ -290,18 +291,33 @@ class Rounds:
                 )
             if who.app != self.app:
                 raise RefusedError("wrong-app", f"agent {who.agent} runs the code {who.app}, the server {self.app}")
+            if self.members.get(who.agent) == letter.node:
+                return None  # it was asked twice
+            self._seat_is_free(who.agent, letter.node)
             self._admit(who, number)
         except RefusedError as error:
             self.say(f"a node was refused ({error.reason}): {error}")
             self.ledger.reasons[error.reason] += 1
             return None
-        if self.members.get(who.agent, letter.node) != letter.node:
-            self.say(f"agent {who.agent} is back, at another node")
+        if (before := self._met.get(who.agent)) is not None:
+            self.say(f"agent {who.agent} is back{', at another node' if before != letter.node else ''}")
         elif number:
             self.say(f"agent {who.agent} has joined")
+        self._met[who.agent] = letter.node
         self.members[who.agent] = letter.node
         self.health.forgive(who.agent)
         return who.agent
+
+    def _seat_is_free(self, agent: int, node: int) -> None:
+        """A node speaks for one agent, and an agent's node is the one that came first, until the SuperLink drops it.
+
+        That it owes an answer frees no seat: whoever learns for a minute does, and would lose it to any node that asks.
+        """
+        if agent in self.members:
+            raise RefusedError("taken", f"another node is agent {agent}, and is there")
+        if node in self.members.values():
+            (other,) = (other for other, its in self.members.items() if its == node)
+            raise RefusedError("taken", f"the node of agent {other} says it is agent {agent} as well")
 
     def _admit(self, who: messages.Described, number: int) -> None:
         """What cannot be is a mistake before the first round, and later the affair of the one who comes."""
@@ -330,11 +346,12 @@ class Rounds:
             return
         self._looked = now
         nodes = set(self.grid.get_node_ids())
-        for agent in [agent for agent, node in self.members.items() if node not in nodes]:
+        gone = [agent for agent, node in self.members.items() if node not in nodes]
+        for agent in gone:
             self.say(f"agent {agent} is gone")
             del self.members[agent]
-        if now - self._asked_again > _ASK_AGAIN_S:
-            # Who was refused, or has not answered, may have been mended since.
+        if gone or now - self._asked_again > _ASK_AGAIN_S:
+            # Who was refused, or has not answered, may have been mended since, or may find its seat free now.
             self._asked_again = now
             self._asked_who &= set(self.members.values())
         new = sorted(nodes - self._asked_who)

@@ -119,15 +119,72 @@ def test_a_quorum_that_comes_back_ends_the_wait() -> None:
     assert rounds.members == {0: 10, 1: 99}
 
 
-def test_two_nodes_that_are_the_same_agent_count_once() -> None:
-    """The newer one is asked when it comes; what the older one says afterwards is a duplicate."""
+def test_no_node_takes_the_seat_of_one_that_is_there() -> None:
+    """Not even while that one owes an answer, and not beside a seat of its own."""
     grid = Scripted({10: (0, always(0.15)), 11: (1, always(0.3))})
-    rounds = begun(grid, 2, **{"deadline-s": 2.0})
+    rounds = begun(grid, 3, **{"deadline-s": 2.0})
     grid.nodes[99] = (0, always())
     time.sleep(0.03)
     record = rounds.round(1, EXTRA, judge=False)
-    assert rounds.members[0] == 99
+    assert rounds.members == {0: 10, 1: 11}
+    assert record["kept.policy"] == [1, 1, None]
+    assert (record["refused"], record["reasons"]) == ([0, 0, 0], {"taken": 1})
+    assert 0 not in [agent for number, agent in grid.trained[2:] if number == 1]
+
+
+def test_a_node_is_one_agent_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node of agent 0 is asked twice before it answers, and then says that it is agent 1 as well."""
+    monkeypatch.setattr(rounds_module, "_ASK_AGAIN_S", 0.05)
+
+    class TwoFaced(Scripted):
+        asked = 0
+
+        def _push(self, message: Message) -> str:
+            if message.metadata.message_type == "query":
+                self.asked += 1
+                self.nodes[10] = (min(self.asked, 2) - 1, always())
+                name = super()._push(message)
+                self._due[name] = (time.monotonic() + 0.12, self._due[name][1])
+                return name
+            return super()._push(message)
+
+    rounds = begun(TwoFaced({10: (0, always())}), 2, **{"wait-s": 0.4})
+    assert rounds.members == {0: 10}
+    assert rounds.ledger.reasons["taken"] >= 1
+
+
+def test_whoever_was_refused_a_seat_is_asked_again_when_it_is_free() -> None:
+    """A killed node comes back under another id before the SuperLink has dropped the first: the round in progress is
+    its own as soon as that is done."""
+    grid = Scripted({10: (0, always()), 11: (1, always("silent")), 99: (1, always())})
+    rounds = begun(grid, 2, quorum=1.0, **{"deadline-s": 3.0, "give-up-s": 5.0})
+    assert rounds.members == {0: 10, 1: 11}
+    born = time.monotonic()
+
+    class Dropped(dict[int, Any]):
+        def __iter__(self) -> Iterator[int]:
+            return iter([10, 99] if time.monotonic() - born > 0.4 else [10, 11, 99])
+
+    grid.nodes = Dropped(grid.nodes)
+    with within(2.0):
+        record = rounds.round(1, EXTRA, judge=False)
     assert record["kept.policy"] == [1, 1]
+    assert rounds.members == {0: 10, 1: 99}
+
+
+def test_an_answer_of_a_node_that_was_held_for_gone_is_a_duplicate() -> None:
+    """The SuperLink dropped it, another came in its place; what it says afterwards counts for nothing."""
+    grid = Scripted({10: (0, always(0.3)), 11: (1, always(0.6))})
+    rounds = begun(grid, 2, **{"deadline-s": 2.0})
+    born = time.monotonic()
+
+    class Replaced(dict[int, Any]):
+        def __iter__(self) -> Iterator[int]:
+            return iter([99, 11] if time.monotonic() - born > 0.05 else [10, 11])
+
+    grid.nodes = Replaced(grid.nodes | {99: (0, always())})
+    record = rounds.round(1, EXTRA, judge=False)
+    assert (rounds.members, record["kept.policy"]) == ({0: 99, 1: 11}, [1, 1])
     assert (record["refused"], record["reasons"]) == ([1, 0], {"duplicate": 1})
 
 
