@@ -34,15 +34,15 @@ def demo(
 ) -> None:
     """Ten agents learn CartPole together, three of them lie: with the filter of FedPG-BR, and without. A minute."""
     from client.attacks import Plan
-    from client.session import RunConfig
-    from core.config import build, override
+    from client.session import from_person
+    from core.config import override
     from runs import plots
     from runs.directory import read_toml
     from runs.figures import curve
     from server.ledger import over_rounds
 
     changes = [f"seed={seed}", *([f"attack.kind={attack}"] if attack is not None else []), *(settings or [])]
-    config = build(RunConfig, override(read_toml(CONF), changes))
+    config = from_person(override(read_toml(CONF), changes))
     if config.strategy != "fedpg-br" or config.engine != "local":
         raise Mistake("the demo is fedpg-br in this process; `fedrl run` runs everything else")
     place = out or Path("out") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -58,7 +58,7 @@ def run(
 ) -> None:
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
     from cli.screen import announce, show, teller
-    from client.session import RunConfig
+    from client.session import RunConfig, from_person
     from core.config import build, nested, override
     from runs import plots, trackers
     from runs.directory import RunDirectory, read_toml
@@ -78,8 +78,10 @@ def run(
     changes += [f"engine={engine}"] if engine is not None else []
     if resume is not None:
         refuse_other_run(changes)
-    source = RunDirectory.open(resume).read_conf() if resume is not None else read_toml(conf or Path())
-    config = build(RunConfig, override(source, changes))
+    if resume is not None:
+        config = build(RunConfig, override(RunDirectory.open(resume).read_conf(), changes))
+    else:
+        config = from_person(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
     if resume is not None:

@@ -32,13 +32,13 @@ def peer(
     from cli.screen import show, teller
     from client.gossip.peer import peer as serve
     from client.gossip.peer import refuse, roster
-    from client.session import RunConfig
-    from core.config import build, nested, override
+    from client.session import from_person
+    from core.config import nested, override
     from runs import trackers
     from runs.directory import RunDirectory, read_toml
     from server.stop import interruptible
 
-    config = build(RunConfig, override(read_toml(conf), list(settings or [])))
+    config = from_person(override(read_toml(conf), list(settings or [])))
     refuse(config, number)
     roster(config)
     trackers.check(config.wandb)

@@ -180,13 +180,13 @@ def split(text: str) -> list[str]:
 
 def combine(table: Mapping[str, Any], axes: Grid, stem: str) -> list[Combination]:
     """Every combination with its configuration; a mistake in any of them is found here."""
-    from client.session import RunConfig
-    from core.config import build, override
+    from client.session import from_person
+    from core.config import override
 
     found: list[Combination] = []
     for values in itertools.product(*axes.values()):
         settings = tuple(f"{key}={value}" for key, value in zip(axes, values, strict=True))
-        config, name = build(RunConfig, override(table, list(settings))), ", ".join(settings)
+        config, name = from_person(override(table, list(settings))), ", ".join(settings)
         if any(other.config == config for other in found):
             raise Mistake(f"--grid asks twice for the same run: {name}")
         # Not every file system takes any letter and any length; a number tells apart what became equal.

@@ -17,12 +17,14 @@ from agents.ppo import PPOConfig
 from agents.td3 import TD3Config, TD3Fleet
 from client.attacks import FALSE_WORLDS, AttackConfig, Plan, drawn_in
 from client.false_worlds import FalseWorlds
+from client.gossip import topology
 from client.gossip.config import GossipConfig
-from core.config import option, table
+from core.config import build, option, table
 from core.errors import Failure, Mistake
 from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
+from strategies import matrix
 from strategies.fedavg_td3 import SyncConfig
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPGConfig
@@ -127,6 +129,17 @@ class RunConfig(PartyConfig):
         if (schedule := self.schedule) is not None:
             return number >= min(rounds for rounds in (self.rounds, schedule.rounds) if rounds)
         return bool(self.rounds and number >= self.rounds) or bool(self.steps and min(lived) >= self.steps)
+
+
+def from_person(values: Mapping[str, Any]) -> RunConfig:
+    """A run as a person wrote it down: files that it names are read here and nowhere else, so that nobody who is sent a
+    run opens a file for it."""
+    found = dict(values)
+    for name, key, inlined in (("kl", "matrix", matrix.inlined), ("gossip", "topology", topology.inlined)):
+        inner = found.get(name)
+        if isinstance(inner, Mapping) and isinstance(inner.get(key), str):
+            found[name] = {**inner, key: inlined(inner[key])}
+    return build(RunConfig, found)
 
 
 class Session(Rows):

@@ -22,7 +22,7 @@ from core.moments import merged
 from core.rows import adopt
 from strategies import messages
 from strategies.federation import Arrays, Config, Federation
-from strategies.matrix import NAMES, STAR, communication, inlined
+from strategies.matrix import NAMES, STAR, communication, spelled
 from strategies.messages import Trained
 from strategies.robust import Rule, TooFewError
 
@@ -48,7 +48,7 @@ class KLConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "matrix", inlined(self.matrix))
+        object.__setattr__(self, "matrix", spelled(self.matrix))
 
 
 class KLPPO(Federation):

@@ -48,16 +48,26 @@ def pairs(agents: int) -> F64:
 NAMES: dict[str, Callable[[int], F64]] = {"ring": ring, "complete": complete, "pairs": pairs}
 
 
+def spelled(text: str, key: str = KEY, names: tuple[str, ...] = (*NAMES, STAR)) -> str:
+    """A matrix's name or its JSON, and nothing else: who is sent a configuration opens no file for it."""
+    text = text.strip()
+    if text in names or text.startswith(JSON):
+        return text
+    raise Mistake(f"'{key}' is {', '.join(names)}, or JSON; files are read where a conf is: not '{text[:200]}'")
+
+
 def inlined(text: str, key: str = KEY, names: tuple[str, ...] = (*NAMES, STAR)) -> str:
-    """A matrix's name or its JSON; a file's name becomes what the file holds, so that a run needs no file."""
+    """The same of what a person wrote: a file's name becomes what the file holds, so that a run needs no file."""
     text = text.strip()
     if text in names or text.startswith(JSON):
         return text
     try:
+        if not Path(text).is_file():  # a device never ends, and a pipe waits
+            raise OSError
         return json.dumps(json.loads(Path(text).read_text()), separators=(",", ":"))
     except (OSError, UnicodeDecodeError):
         raise Mistake(f"'{key}' is {', '.join(names)}, JSON, or a file that holds it, not '{text}'") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"'{key}' = {text} holds no JSON: {error}") from None
 
 
@@ -71,7 +81,7 @@ def communication(text: str, agents: int, normalise: bool) -> F64:
 def _from_json(text: str, agents: int) -> F64:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"'{KEY}' is no JSON: {error}") from None
     return weights(found, agents)
 

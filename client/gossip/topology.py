@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import Mistake
-from strategies.matrix import inlined, weights
+from strategies import matrix
+from strategies.matrix import weights
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 # The positions (receivers, senders) of all links of so many peers in a round, none to itself.
+KEY = "gossip.topology"
 Graph = Callable[[int, int], tuple[I64, I64]]
 
 
@@ -211,20 +213,25 @@ DEGREED = ("regular", "random")
 
 
 def spelled(text: str) -> str:
-    """A topology's name or its JSON; a file's name becomes what the file holds, so that a run needs no file.
+    """A topology's name or its JSON.
 
     JSON is a matrix (K rows), {"edges": [[i, k, weight], ...]}, read as "i hears from k", or {"rounds": [one of these,
     ...]}, round after round and then again. Weights are relative: all that a peer gives, its own share among it, is
     divided by their sum. An own share that is not given has the weight 1.
     """
-    return inlined(text, "gossip.topology", tuple(NAMES))
+    return matrix.spelled(text, KEY, tuple(NAMES))
+
+
+def inlined(text: str) -> str:
+    """The same of what a person wrote: a file's name becomes what the file holds."""
+    return matrix.inlined(text, KEY, tuple(NAMES))
 
 
 def _given(text: str, peers: int) -> list[F64]:
     """The column-stochastic matrices of JSON, one after the other."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"'gossip.topology' is no JSON: {error}") from None
     rounds = found["rounds"] if isinstance(found, dict) and set(found) == {"rounds"} else [found]
     if not isinstance(rounds, list) or not rounds:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from client.party import Party, run_name
+from client.party import Party, run_config, run_name
+from client.session import from_person
+from core.config import flatten
 from core.errors import Mistake
 
 MODULE = """
@@ -35,3 +38,29 @@ def test_a_name_of_a_run_leads_nowhere_else(name: str) -> None:
         run_name({"run": name}, 1)
     assert run_name({"run": "first-run_2.b"}, 1) == "first-run_2.b"
     assert run_name({"run": ""}, 7) == "run-7"
+
+
+@pytest.mark.parametrize("key", ["kl.matrix", "gossip.topology"])
+def test_a_run_that_is_sent_opens_no_file(key: str, tmp_path: Path) -> None:
+    """A device would fill the memory, a pipe would hang, a file's content is nobody's affair."""
+    (tmp_path / "mine.json").write_text("[[0, 1], [1, 0]]")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path / "mine.json")):
+        with pytest.raises(Mistake, match=f"'{key}' is .* or JSON; files are read where a conf is"):
+            run_config({"agents": 2, key: name})
+    for name in ("/dev/zero", str(tmp_path / "pipe")):
+        table, _, last = key.partition(".")
+        with pytest.raises(Mistake, match=f"'{key}' is .* or a file that holds it, not '{name}'"):
+            from_person({"agents": 2, table: {last: name}})
+
+
+@pytest.mark.parametrize("key", ["kl.matrix", "gossip.topology"])
+def test_a_file_that_a_person_names_travels_as_what_it_holds(key: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("[[0, 1],\n [1, 0]]\n")
+    table, _, last = key.partition(".")
+    config = from_person({"agents": 2, table: {last: str(tmp_path / "mine.json")}})
+    assert flatten(config)[key] == "[[0,1],[1,0]]"
+    assert run_config(flatten(config)) == config
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(Mistake, match="holds no JSON"):
+        from_person({"agents": 2, table: {last: str(tmp_path / "deep.json")}})
