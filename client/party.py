@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from client.session import RunConfig, Session
 from core.config import build, unflatten
 from core.errors import Mistake
 from runs import checkpoints
+from runs.peers import PEERS
 from strategies import messages
 
 Flat = Mapping[str, bool | int | float | str]
@@ -24,6 +26,8 @@ Flat = Mapping[str, bool | int | float | str]
 ABOUT_THE_RUN = {"directory": "", "run": ""}
 # Runs whose snapshots a machine keeps; older ones go when a new run begins.
 KEPT = 20
+# A snapshot, and one that was being written when its process was killed.
+_SNAPSHOT = re.compile(r"agent-\d+\.npz|\.agent-\d+\.npz\.\d+")
 
 
 def run_config(flat: Flat) -> RunConfig:
@@ -109,6 +113,20 @@ class Party:
 
 
 def _forget_old_runs(state: Path) -> None:
-    runs = [path for path in state.glob("*") if path.is_dir()] if state.is_dir() else []
+    runs = [path for path in state.glob("*") if _is_ours(path)] if state.is_dir() else []
     for path in sorted(runs, key=lambda path: path.stat().st_mtime)[: -KEPT + 1]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder holds what agents of a run leave and nothing else: --state may name one with a user's own."""
+    try:
+        inside = list(path.iterdir()) if path.is_dir() and not path.is_symlink() else []
+        peers = list((path / PEERS).iterdir()) if (path / PEERS).is_dir() else []
+    except OSError:
+        return False
+    return (
+        bool(inside)
+        and all(_SNAPSHOT.fullmatch(one.name) or one.name == PEERS for one in inside)
+        and all(one.name.isdecimal() and (one / "metrics.jsonl").is_file() for one in peers)
+    )

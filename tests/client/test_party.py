@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client.party import Party, run_config, run_name
+from client.party import KEPT, Party, run_config, run_name
 from client.session import from_person
 from core.config import flatten
 from core.errors import Mistake
@@ -64,3 +64,24 @@ def test_a_file_that_a_person_names_travels_as_what_it_holds(key: str, tmp_path:
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(Mistake, match="holds no JSON"):
         from_person({"agents": 2, table: {last: str(tmp_path / "deep.json")}})
+
+
+def test_old_runs_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    """Folders of a user's own, older than all runs, stay: also those that look a little like ours."""
+    flat = {"world.id": "CartPole-v1", "algorithm": "policy-gradient", "strategy": "fedavg", "rounds": 1}
+    foreign = {"papers/thesis.tex", "mixed/agent-0.npz", "mixed/notes.txt", "chat/peers/anna.txt", "nets/peers/0/a.txt"}
+    ours = {f"run-{k}/agent-0.npz" for k in range(25)} | {"run-0/.agent-0.npz.77", "run-1/peers/0/metrics.jsonl"}
+    for name in foreign | ours:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run-24")
+    for folder in tmp_path.iterdir():
+        number = int(folder.name[4:]) if folder.name.startswith("run-") else -1
+        if not folder.is_symlink():
+            os.utime(folder, (2000 + number, 2000 + number))
+    Party(0, flat, "new", tmp_path).close()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {f"run-{k}/agent-0.npz" for k in range(25 - KEPT + 1, 25)} == {name for name in left if "run-" in name}
+    assert left >= foreign
+    assert (tmp_path / "empty").is_dir()
