@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from client.session import RunConfig
 from core.config import build
 from core.errors import Mistake
+from runs import checkpoints
+from runs.directory import RunDirectory
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPG, FedPGConfig
 from strategies.messages import Trained, order
 from strategies.robust import RULES
+from tests.server.federations import local
 from tests.server.scripted import LAYOUT
 
 EXTRA = {"settle": True, "save": False}
@@ -227,7 +232,7 @@ def test_the_picked_policy_is_uniform_over_rounds() -> None:
     assert counts.min() > 65  # 100 expected, std 8.7
 
 
-def test_a_loaded_state_goes_on_where_it_was_and_nothing_leaks_between_seeds() -> None:
+def test_a_loaded_state_goes_on_where_it_was() -> None:
     def play(rounds: range, strategy: FedPG) -> FedPG:
         for number in rounds:
             strategy.combine(number, honest())
@@ -239,8 +244,31 @@ def test_a_loaded_state_goes_on_where_it_was_and_nothing_leaks_between_seeds() -
     play(range(3, 5), again)
     for name, array in whole.state().items():
         np.testing.assert_array_equal(array, again.state()[name])
-    play(range(1, 9), fedpg(seed=4))
-    np.testing.assert_array_equal(play(range(1, 5), fedpg(seed=3)).learner.policy, whole.learner.policy)
+
+
+def test_a_run_leaves_what_it_picked_and_nothing_to_the_next_seed(tmp_path: Path) -> None:
+    """Seeds 0, 1 and 0 again in one process, whole runs among liars: the two of one seed are the same, bit for bit."""
+
+    def run(name: str, seed: int) -> RunDirectory:
+        tiny = {
+            "algorithm": "policy-gradient", "strategy": "fedpg-br", "agents": 4, "rounds": 6, "seed": seed,
+            "evaluate-episodes": 2, "tensorboard": False, "world": {"id": "CartPole-v1", "copies": 4, "horizon": 50},
+            "policy-gradient": {"hidden": [4]}, "attack": {"kind": "random-noise", "byzantine": 1},
+            "fedpg": {"batch-min": 4, "batch-max": 8, "own-batch": 2},
+        }  # fmt: skip
+        return local(tmp_path / name, build(RunConfig, tiny))
+
+    one, other, again = run("one", 0), run("other", 1), run("again", 0)
+    for name in ("weights.npz", "best.npz", "picked.npz"):
+        first, second, third = (checkpoints.load(run.path / name)[0]["policy"] for run in (one, other, again))
+        assert first.shape == (1, 4 * 4 + 4 + 4 * 2 + 2) and np.isfinite(first).all()
+        np.testing.assert_array_equal(first, third, err_msg=name)
+        assert not np.array_equal(first, second)
+    lines = [
+        [{key: said for key, said in record.items() if not key.endswith("_s")} for record in run.read_metrics()]
+        for run in (one, again)
+    ]
+    assert lines[0] == lines[1]
 
 
 def test_batches_the_wrong_way_round_are_refused() -> None:
