@@ -492,31 +492,51 @@ def test_a_run_with_attacks_resumes_as_if_it_had_not_stopped(kind: str, algorith
         np.testing.assert_array_equal(array, left[1][name], err_msg=name)
 
 
-def test_attacking_nodes_behind_a_superlink_do_what_simulated_ones_do(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    noisy, mute = "none@1,random-noise@2", "none@1,nan@3,silence@4"
-    quick = {"rounds": 4, "agents": 4, "federation": {"deadline-s": 5.0, "wait-s": 60.0}}
-    simulated = run_config("2:none@1,2:random-noise@2,3:none@1,3:nan@3,3:silence@4", 0, **quick)
-    local = RunDirectory.create(tmp_path / "local", nested(simulated))
-    session = Session(simulated)
-    federate(simulated, LocalGrid(session), local, session)
+@pytest.fixture
+def simulated_and_real(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The lines of a run of simulated liars, and of one whose nodes were started with the same attacks."""
 
-    config = run_config(engine="grpc", **quick)
-    run = RunDirectory.create(tmp_path / "grpc", nested(config))
-    home = tmp_path_factory.getbasetemp() / "fedrl" / "flower"
-    with superlink(home, log=tmp_path / "superlink.log") as link, processes() as started:
-        for agents, attack in (([0, 1], ()), ([2], ("--attack", noisy)), ([3], ("--attack", mute))):
-            log = tmp_path / f"node-{agents[0]}.log"
-            started.append(start_node(link.fleet, agents, tmp_path / "state", log, attack))
-        with Control(link.control) as control:
-            flat = flatten(config) | {"directory": str(run.path), "run": run.name}
-            number = control.submit(Path(__file__).parents[2], flat)
-            assert wait(lambda: control.status(number).over, 120.0)
-        assert all(process.poll() is None for process in started)
-    records, expected = run.read_metrics(), local.read_metrics()
+    def run(attacks: dict[int, str], **given: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        given |= {"agents": 4, "federation": {"deadline-s": 5.0, "wait-s": 60.0}}
+        kinds = ",".join(f"{agent}:{entry}" for agent, kind in attacks.items() for entry in kind.split(","))
+        simulated, config = run_config(kinds, 0, **given), run_config(engine="grpc", **given)
+        local = RunDirectory.create(tmp_path / "local", nested(simulated))
+        session = Session(simulated)
+        federate(simulated, LocalGrid(session), local, session)
+
+        directory = RunDirectory.create(tmp_path / "grpc", nested(config))
+        home = tmp_path_factory.getbasetemp() / "fedrl" / "flower"
+        with superlink(home, log=tmp_path / "superlink.log") as link, processes() as started:
+            honest = [k for k in range(4) if k not in attacks]
+            for agents, words in [(honest, ()), *(([k], ("--attack", kind)) for k, kind in attacks.items())]:
+                log = tmp_path / f"node-{agents[0]}.log"
+                started.append(start_node(link.fleet, agents, tmp_path / "state", log, words))
+            with Control(link.control) as control:
+                flat = flatten(config) | {"directory": str(directory.path), "run": directory.name}
+                number = control.submit(Path(__file__).parents[2], flat)
+                assert wait(lambda: control.status(number).over, 300.0)
+            assert all(process.poll() is None for process in started)
+        return local.read_metrics(), directory.read_metrics()
+
+    return run
+
+
+def test_attacking_nodes_behind_a_superlink_do_what_simulated_ones_do(simulated_and_real: Any) -> None:
+    expected, records = simulated_and_real({2: "none@1,random-noise@2", 3: "none@1,nan@3,silence@4"})
     assert [record["refused"] for record in records] == [[0] * 4, [0] * 4, [0, 0, 0, 1], [0] * 4]
     assert [record["missed"] for record in records] == [[0] * 4, [0] * 4, [0] * 4, [0, 0, 0, 1]]
     for name in ("refused", "missed", "kept.policy"):
         assert [record[name] for record in records] == [record[name] for record in expected]
     np.testing.assert_allclose([r["return"] for r in records], [r["return"] for r in expected], rtol=1e-4)
+
+
+def test_the_filter_drops_an_attacking_node_behind_a_superlink(simulated_and_real: Any) -> None:
+    few = {"batch-min": 8, "batch-max": 12, "own-batch": 2}
+    expected, records = simulated_and_real({3: "large-noise"}, strategy="fedpg-br", fedpg=few)
+    kept = [record["kept.policy"] for record in records]
+    assert len(kept) == 4
+    assert all(row[3] == 0 and sum(row[:3]) >= 2 for row in kept)
+    for name in ("kept.policy", "batch", "inner-steps", "trajectories", "steps"):
+        assert [record[name] for record in records] == [record[name] for record in expected]
+    for name in ("return", "sigma", "threshold.policy"):
+        np.testing.assert_allclose([r[name] for r in records], [r[name] for r in expected], rtol=1e-4)
