@@ -5,19 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
+import re
 import secrets
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 
 from core.errors import Failure, Mistake
 from core.rows import Array
 from runs import checkpoints
+
+_ROUND = re.compile(r"[0-9]{1,12}")  # as a checkpoint names it
 
 
 class RunDirectory:
@@ -51,6 +55,8 @@ class RunDirectory:
         run = cls(path)
         if not run.conf.exists():
             raise Mistake(f"{path} holds no run (no {run.conf.name} in it)")
+        if link := _link_in(path):
+            raise Mistake(f"{link} is a link, and a run writes nowhere but into its own directory: put the file there")
         return run
 
     def write_conf(self, conf: Mapping[str, Any]) -> None:
@@ -62,7 +68,7 @@ class RunDirectory:
     @property
     def name(self) -> str:
         """What the run is called on every machine."""
-        return self._name.read_text().strip() if self._name.exists() else self.path.name
+        return _text(self._name).strip() if self._name.exists() else self.path.name
 
     def ask_to_stop(self) -> None:
         """Whoever runs the rounds ends after the one in progress; it may be another process."""
@@ -85,7 +91,7 @@ class RunDirectory:
     def held(self, seconds: float = 0.0) -> Iterator[None]:
         """Only one process at a time writes into a run; another is waited for so long, and then left alone."""
         deadline = time.monotonic() + seconds
-        with self._lock.open("w") as file:
+        with _own(self._lock, "w") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,11 +104,11 @@ class RunDirectory:
 
     def note(self, words: str) -> None:
         """Write down what happened: who joined, who was refused, for whom it waits."""
-        with self._notes.open("a") as file:
+        with _own(self._notes, "a") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {' '.join(words.split())}\n")
 
     def notes(self) -> list[str]:
-        return self._notes.read_text().splitlines() if self._notes.exists() else []
+        return _text(self._notes).splitlines() if self._notes.exists() else []
 
     def leave_word(self, error: Exception) -> None:
         """Say why the run ended, for the process that started it."""
@@ -112,13 +118,13 @@ class RunDirectory:
     def raise_word(self) -> None:
         """Raise what the run's process said when it ended, if it said anything."""
         if self._word.exists():
-            said = json.loads(self._word.read_text())
+            said = json.loads(_text(self._word))
             raise (Mistake if said["kind"] == "mistake" else Failure)(said["words"])
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One more line of metrics."""
         try:
-            with self.metrics.open("a") as file:
+            with _own(self.metrics, "a") as file:
                 file.write(json.dumps(_clean(record)) + "\n")
         except OSError as error:
             raise Failure(f"{self.metrics} could not be written: {error.strerror or error}") from None
@@ -128,11 +134,16 @@ class RunDirectory:
         found: list[dict[str, Any]] = []
         if not self.metrics.exists():
             raise Mistake(f"{self.path} has no {self.metrics.name}: it is not a run, or was never begun")
-        for line in self.metrics.read_text().splitlines():
+        for number, line in enumerate(_text(self.metrics).splitlines(), start=1):
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except ValueError:
                 break
+            except RecursionError:
+                record = None
+            if not isinstance(record, dict) or type(record.get("round")) is not int:
+                raise Mistake(f"{self.metrics} is not of a run: line {number} is no record of a round")
+            found.append(record)
         return found
 
     def rewind(self, rounds: int) -> None:
@@ -142,8 +153,8 @@ class RunDirectory:
 
     def saved_rounds(self) -> dict[int, Path]:
         """The checkpoints by the round after which they were made, the oldest first."""
-        found = {int(path.stem.removeprefix("round-")): path for path in self.checkpoints.glob("round-*.npz")}
-        return dict(sorted(found.items()))
+        found = {path.stem.removeprefix("round-"): path for path in self.checkpoints.glob("round-*.npz")}
+        return dict(sorted((int(number), path) for number, path in found.items() if _ROUND.fullmatch(number)))
 
     def load_checkpoint(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """The last checkpoint's arrays and what is known about it; nothing where there is none yet."""
@@ -183,10 +194,37 @@ def _clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _text(path: Path) -> str:
+    """What one of our files says, or one clear sentence."""
+    try:
+        if not path.is_file():  # a device never ends, and a pipe waits
+            raise OSError("it is no file")
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path} cannot be read: {error}") from None
+
+
+def _own(path: Path, mode: str) -> IO[str]:
+    """A file of a run, to write into; never another that a link leads to."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+
+
+def _link_in(path: Path) -> Path | None:
+    """A link within a run's directory, if there is one; none is of our making (Weights & Biases makes some)."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (found := Path(folder, name)).is_symlink():
+                return found
+        if "wandb" in folders:
+            folders.remove("wandb")
+    return None
+
+
 def _replace(path: Path, text: str) -> None:
     """Write beside and move into place: whatever happens meanwhile, one of the two is whole."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
+    with _own(beside, "w") as file:
+        file.write(text)
     beside.replace(path)
 
 
@@ -198,7 +236,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise Mistake(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Mistake(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise Mistake(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
         raise Mistake(f"{path} is nested too deeply") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -113,3 +115,74 @@ def test_last_words_are_raised_as_what_they_were(tmp_path):
         run.raise_word()
     run.go_on()
     run.raise_word()
+
+
+# A directory that somebody else made.
+
+
+@pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "checkpoints", "logs/node-0.log", "events.log"])
+def test_a_directory_with_a_link_in_it_is_refused_and_what_it_leads_to_stays(tmp_path, name):
+    run = RunDirectory.create(tmp_path / "run", {})
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    link = run.path / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(mine)
+    with pytest.raises(Mistake, match=f"{name} is a link"):
+        RunDirectory.open(run.path)
+    assert mine.read_text() == "mine"
+
+
+def test_links_of_weights_and_biases_are_its_own(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    (run.path / "wandb").mkdir()
+    (run.path / "wandb" / "latest-run").symlink_to(tmp_path)
+    RunDirectory.open(run.path)
+
+
+def test_nothing_is_written_through_a_link_that_came_later(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.metrics.unlink()
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("lock", "metrics.jsonl", "events.log", ".conf.toml.new"):
+        (run.path / name).symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"), run.held():
+        pass
+    with pytest.raises(Failure, match="could not be written"):
+        run.log({"round": 1})
+    for write in (lambda: run.note("words"), lambda: run.write_conf({})):
+        with pytest.raises(OSError, match="symbolic links"):
+            write()
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b'{"round": ' + b"[" * 100_000, b"[1]\n", b'{"round": "one"}\n', b"{}\n", None]
+)
+def test_metrics_that_are_none_are_refused_in_a_sentence(tmp_path, content):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.metrics.unlink()
+    os.mkfifo(run.metrics) if content is None else run.metrics.write_bytes(content)
+    with pytest.raises(Mistake, match=r"metrics\.jsonl (is not of a run|cannot be read)"):
+        run.read_metrics()
+
+
+def test_what_only_looks_like_a_checkpoint_is_none(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.save_checkpoint({"w": np.zeros(2)}, {"round": 1}, {}, keep=2)
+    for name in ("round-x.npz", "round-.npz", "round--1.npz", "round-\u0663.npz", "round-" + "9" * 40 + ".npz"):
+        (run.checkpoints / name).write_bytes(b"")
+    assert list(run.saved_rounds()) == [1]
+
+
+def test_other_files_of_noise_are_refused_in_a_sentence(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", {})
+    run.conf.write_text("a = " + "9" * 5000)
+    with pytest.raises(Mistake, match="is not valid TOML"):
+        run.read_conf()
+    for name, read in (("name", lambda: run.name), ("events.log", run.notes)):
+        (run.path / name).write_bytes(b"\xff")
+        with pytest.raises(Mistake, match=f"{name} cannot be read"):
+            read()
