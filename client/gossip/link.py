@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -28,6 +29,24 @@ HOPELESS = {
     pb.STATUS_WRONG_LAYOUT, pb.STATUS_OVERSIZED, pb.STATUS_NOT_FINITE, pb.STATUS_HUGE, pb.STATUS_BAD_WEIGHT
 }  # fmt: skip
 AGAIN_S, LONGEST_S = 0.01, 0.5  # the first pause before something is tried again, and the longest; they double
+
+
+@dataclass
+class Hope:
+    """Whether something is worth waiting for: what did not come in time is waited for ever more rarely."""
+
+    failed: int = 0  # times running
+    again: int = 0  # the round from which on it is tried again
+
+    def lives(self, number: int) -> bool:
+        return number >= self.again
+
+    def fails(self, number: int) -> None:
+        self.failed += 1
+        self.again = number + (1 << self.failed)
+
+    def returns(self) -> None:
+        self.failed = self.again = 0
 
 
 class Link:
@@ -49,6 +68,7 @@ class Link:
         self.counts_us = True  # whether it sends us shares
         self.began_without_us = False
         self.trouble = "it was not reached yet"
+        self.shares, self.room = Hope(), Hope()  # of its shares in time, and of room for ours
         self.returned: list[Parcel] = []  # shares that were taken back
         self._outbox: deque[Parcel] = deque()
         self._sequence, self._tried = 1, False  # of the first in the outbox, and whether it may have arrived
@@ -236,6 +256,8 @@ class Link:
             self.here.say(f"peer {self.number} is back, in another life")
         self._empty()
         self.inbox.begin_anew()
+        self.shares.returns()
+        self.room.returns()
         self.life, self.round, self._sequence, self._tried, self._withdraw = life, 0, 1, False, 0
 
     def _give(self) -> bool:

@@ -203,13 +203,21 @@ class Wire:
                     if lies is not None and 0 in (false := lies(peer)):
                         to[peer] = to[peer]._replace(row=share(false[0], part), true=own[part])
             # Those who have room first: who is slow delays nobody else's share.
-            full = [peer for peer, parcel in to.items() if not self.links[peer].put(parcel, 0.0)]
+            full = [peer for peer, parcel in to.items() if not self._put(self.links[peer], parcel, number)]
             for peer in full:
-                if not self.links[peer].put(to[peer], deadline):
+                room = self.links[peer].room
+                if not room.lives(number) or not self.links[peer].put(to[peer], deadline):
                     mine.append((me, to[peer].kept))
                     self.here.counts["kept"] += 1
+                    if room.lives(number):
+                        room.fails(number)
             senders = [self.links[peer] for peer in links.heard_by(me) if peer != me]
             self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline)
+            for link in senders:
+                if link.inbox.has(number):
+                    link.shares.returns()
+                elif self._will_send(link, number):
+                    link.shares.fails(number)
             return self._added(x.shape[1], mine, number)
 
     def tell(
@@ -307,8 +315,16 @@ class Wire:
         self._until(lambda: nobody() or self.stop(), deadline)
         self.here.counts["missed"] += len(missing())
 
+    def _put(self, link: Link, parcel: Parcel, number: int) -> bool:
+        """Send a share where there is room at once."""
+        if not link.busy and link.room.lives(number):
+            link.room.returns()
+        return link.put(parcel, 0.0)
+
     def _will_send(self, link: Link, number: int) -> bool:
-        return link.exchanges and link.counts_us and abs(link.round - number) <= AHEAD
+        """Whether something of this round can be expected of a peer, and soon."""
+        near = abs(link.round - number) <= AHEAD
+        return link.exchanges and link.counts_us and near and link.shares.lives(number)
 
     def _until(self, true: Callable[[], bool], deadline: float) -> None:
         """Until something is true, or the deadline; a signal is noticed within half a second."""

@@ -56,8 +56,9 @@ def product(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64]:
 
 
 def whole(x: F32, y: F64, X: F32) -> None:
-    """No mass has come or gone."""
-    assert np.abs(x.sum(axis=0, dtype=np.float64) - X.sum(axis=0, dtype=np.float64)).max() < 1e-6 * np.abs(X).sum()
+    """No mass has come or gone: a millionth, of every column by itself."""
+    lost = np.abs(x.sum(axis=0, dtype=np.float64) - X.sum(axis=0, dtype=np.float64))
+    assert (lost < 1e-6 * np.abs(X).sum(axis=0)).all(), (lost / np.abs(X).sum(axis=0)).max()
     assert y.sum() == pytest.approx(len(X), rel=1e-9)
 
 
@@ -390,6 +391,49 @@ def test_a_peer_that_sleeps_holds_nobody_up_beyond_the_deadline() -> None:
         counts = [wire.counts() for wire in wires]
     assert counts[0]["missed"][0] > 0 and counts[2]["kept"][0] > 0
     assert counts[1]["kept"][0] == 0, "who is no neighbour of it has room for everything"
+
+
+@pytest.mark.parametrize("pace", [5, 0])  # rounds of its neighbour to one of its own; 0: it never mixes
+def test_a_slow_peer_is_waited_for_ever_more_rarely(pace: int) -> None:
+    """Its neighbour waits out few deadlines, and who is farther away no more: rounds go on without it. Mass stays."""
+    X, Y = starts(4, 50)
+    rounds, over = 8 * AHEAD, threading.Event()
+    vain = dict.fromkeys(range(4), 0)
+    with network("line", 4, 50, replace(QUICK, deadline=0.2)) as net:
+        wires = [net.start(k) for k in range(4)]
+
+        def counting(wire: Wire) -> None:
+            waits = wire._until
+
+            def until(true: Callable[[], bool], deadline: float) -> None:
+                waits(true, deadline)
+                vain[wire.peers[0]] += not true()
+
+            wire._until = until  # type: ignore[method-assign]
+
+        def goes(wire: Wire) -> tuple[F32, F64]:
+            k = wire.peers[0]
+            wire.gather()
+            wire.begin()
+            counting(wire)
+            x, y, number, turns = X[k : k + 1], Y[k : k + 1], 1, 1
+            while number <= rounds:
+                if k == 0:
+                    while not over.is_set() and (not pace or wires[1].here.round < pace * turns):
+                        time.sleep(0.01)
+                    if over.is_set():
+                        break
+                    number = wire.next(number, x)
+                x, y = wire.mix(number, x, y)
+                number, turns = number + 1, turns + 1
+            if k == 1:
+                over.set()
+            return wire.finish(x, y)
+
+        done = together([lambda w=w: goes(w) for w in wires])
+        assert wires[1].counts()["missed"][0] > rounds / 2
+    assert max(vain[1], vain[2], vain[3]) <= 20, vain
+    whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
 
 
 def live_mass(net: Net, held: dict[int, tuple[F32, F64]]) -> float:
