@@ -35,6 +35,9 @@ CONF: dict[str, Any] = {
     "gossip": {"topology": "ring", "dead-s": 60.0, "deadline-s": 60.0, "beat-s": 0.3},
 }  # fmt: skip
 
+# Other links in every round.
+CHANGING = '{"rounds": [{"edges": [[1, 0, 2], [2, 1, 1], [3, 2, 1], [0, 3, 1]]}, {"edges": [[0, 2, 3], [2, 0, 1]]}]}'
+
 
 def fedrl(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli.main", *words]
@@ -70,7 +73,10 @@ def test_peers_in_processes_learn_what_they_learn_in_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["directed-ring", "line", "star", "complete", "regular", "exponential", "random"])
+@pytest.mark.parametrize(
+    "topology",
+    ["directed-ring", "line", "star", "complete", "regular", "exponential", "random", CHANGING],
+)
 def test_they_do_so_in_every_topology(tmp_path: Path, topology: str) -> None:
     same_in_both(tmp_path, written(tmp_path, agents=4, gossip={"topology": topology, "degree": 2}))
 
