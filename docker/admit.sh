@@ -7,7 +7,7 @@ cat > $FLWR_HOME/config.toml <<END
 [superlink]
 default = "here"
 [superlink.here]
-address = "superlink:9093"
+address = "control:9093"
 root-certificates = "$1"
 END
 for key in "${1%/*}"/node-*.pub; do

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.compose
 ROOT = Path(__file__).parents[2]
 PULLED = "python:3.11-slim"
 EVERYTHING = [word for name in ("fedpg", "ppo", "td3", "secure", "gossip") for word in ("--profile", name)]
+DOWN = re.search(
+    r"^COMPOSE_PROFILES=(\S+) docker compose (down --volumes) ", (ROOT / "docs/deployment.md").read_text(), re.M
+)
 LONG_S = 900.0  # an image is built on two busy cores
 
 
@@ -127,7 +131,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     done = found("build", "superlink")
     assert done.returncode == 0, said(done)[-6000:]
     yield found
-    done = found(*EVERYTHING, "down", "--volumes")
+    assert DOWN, "docs/deployment.md says what removes everything"
+    done = found(*DOWN[2].split(), COMPOSE_PROFILES=DOWN[1])
     assert done.returncode == 0, said(done)
     ours = ("--quiet", "--filter", f"label=com.docker.compose.project={found.env['COMPOSE_PROJECT_NAME']}")
     assert not output("docker", "ps", "--all", *ours)
@@ -137,7 +142,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(built: Stack) -> Iterator[Stack]:
-    """Nothing runs before and after a test. Named volumes stay, and with them what a server compiled."""
+    """Nothing runs before and after a test. Named volumes stay."""
     try:
         yield built
     finally:
@@ -148,6 +153,12 @@ def stack(built: Stack) -> Iterator[Stack]:
 
 def inspect(container: str, what: str) -> str:
     return output("docker", "inspect", "--format", what, container)
+
+
+def volume(container: str, where: str) -> str:
+    return inspect(
+        container, f'{{{{range .Mounts}}}}{{{{if eq .Destination "{where}"}}}}{{{{.Name}}}}{{{{end}}}}{{{{end}}}}'
+    )
 
 
 @pytest.mark.core
@@ -188,8 +199,19 @@ def test_scaled_clients_take_part_and_one_that_is_killed_comes_back(stack: Stack
     reach(lambda: len(records()) >= 3)
     agents = {output("docker", "exec", client, "cat", "/state/agent"): client for client in clients}
     assert sorted(agents) == ["0", "1", "2", "3"]
-    volumes = {inspect(c, '{{range .Mounts}}{{if eq .Destination "/state"}}{{.Name}}{{end}}{{end}}') for c in clients}
-    assert len(volumes) == 4
+    assert len({volume(client, "/state") for client in clients}) == 4
+    # Whoever writes machine code where another finds it runs code there; so does whoever reaches the control port.
+    assert len({volume(container, "/compiled") for container in (*clients, superlink, launcher)}) == 6
+    addresses = inspect(superlink, "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}").split()
+    assert len(addresses) == 2
+    dial = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
+    for container, host, port, open_ in (
+        (clients[0], "superlink", 9092, True),
+        *((clients[0], host, 9093, False) for host in ("superlink", "control", *addresses)),
+        (launcher, "control", 9093, True),
+    ):
+        dialled = call("docker", "exec", container, "python", "-c", dial, host, str(port))
+        assert (dialled.returncode == 0) == open_, f"{host}:{port} {dialled.stderr}"
     for container in (*clients, superlink, launcher, tensorboard):
         about = json.loads(inspect(container, "{{json .}}"))
         assert about["HostConfig"]["ReadonlyRootfs"]
@@ -257,13 +279,19 @@ def test_with_tls_registered_clients_are_admitted_and_others_are_not(stack: Stac
     assert len(stack.run("secure").read_metrics()) == 6
 
 
-def test_peers_learn_without_a_server(stack: Stack) -> None:
-    done = stack("--profile", "gossip", "up", RUN="peers", SET="rounds=6")
-    assert done.returncode == 0, said(done)[-5000:]
-    for number in range(4):
-        named = f"name={stack.env['COMPOSE_PROJECT_NAME']}.peer-{number}"
-        (container,) = output("docker", "ps", "-aq", "--filter", named).split()
-        assert inspect(container, "{{.State.ExitCode}}") == "0", call("docker", "logs", container).stderr[-3000:]
-        # Who is late to the first round, because it compiles, takes part from the next one on.
-        assert stack.run(f"peers/peer-{number}").read_metrics()[-1]["round"] == 6
+def test_peers_learn_without_a_server_and_a_second_time_anew(stack: Stack) -> None:
+    project, before = stack.env["COMPOSE_PROJECT_NAME"], set[Path]()
+    for _ in range(2):
+        done = stack("--profile", "gossip", "up", SET="rounds=6")
+        assert done.returncode == 0, said(done)[-5000:]
+        (run,) = set(stack.out.glob("gossip_cartpole-*")) - before
+        before.add(run)
+        for number in range(4):
+            (container,) = output("docker", "ps", "-aq", "--filter", f"name={project}.peer-{number}").split()
+            assert inspect(container, "{{.State.ExitCode}}") == "0", call("docker", "logs", container).stderr[-3000:]
+            assert inspect(container, "{{.RestartCount}}") == "0"
+            # Who is late to the first round, because it compiles, takes part from the next one on.
+            assert RunDirectory.open(run / f"peer-{number}").read_metrics()[-1]["round"] == 6
+    keys = output("docker", "run", "--rm", "--volume", f"{project}_peer-2:/keys/2:ro", "fedrl", "ls", "/keys/2")
+    assert keys.split() == ["ca.pem", "peer-2.key", "peer-2.pem", "run"]
     assert "superlink" not in output("docker", "ps", "-a", "--format", "{{.Names}}")
