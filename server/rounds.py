@@ -99,6 +99,7 @@ class Rounds:
         # Seconds after which the answers of the last exchange of a kind came, had its work been of the usual length.
         self._usual: dict[str, list[float]] = {}
         self._asked_who: set[int] = set()
+        self._misfits: dict[int, Mistake] = {}  # nodes that can have no part, and why
         self._met: dict[int, int] = {}  # agents that were here, if only once, and at which node they were last
         self._looked, self._asked_again = -math.inf, time.monotonic()
 
@@ -109,6 +110,8 @@ class Rounds:
             self._look()
             for letter, reply in self._arrived():
                 self._sort(letter, reply, 0)
+            if len(self._misfits) >= self.strategy.agents:
+                raise next(iter(self._misfits.values()))
             waited = time.monotonic() - begun
             missing = self._words(set(range(self.strategy.agents)) - set(self.members))
             if waited > self.config.wait_s:
@@ -294,7 +297,7 @@ class Rounds:
             if self.members.get(who.agent) == letter.node:
                 return None  # it was asked twice
             self._seat_is_free(who.agent, letter.node)
-            self._admit(who, number)
+            self._admit(who, letter.node)
         except RefusedError as error:
             self.say(f"a node was refused ({error.reason}): {error}")
             self.ledger.reasons[error.reason] += 1
@@ -304,6 +307,7 @@ class Rounds:
         elif number:
             self.say(f"agent {who.agent} has joined")
         self._met[who.agent] = letter.node
+        self._misfits.pop(letter.node, None)
         self.members[who.agent] = letter.node
         self.health.forgive(who.agent)
         return who.agent
@@ -319,13 +323,12 @@ class Rounds:
             (other,) = (other for other, its in self.members.items() if its == node)
             raise RefusedError("taken", f"the node of agent {other} says it is agent {agent} as well")
 
-    def _admit(self, who: messages.Described, number: int) -> None:
-        """What cannot be is a mistake before the first round, and later the affair of the one who comes."""
+    def _admit(self, who: messages.Described, node: int) -> None:
+        """What cannot be is the affair of the one who comes; of as many nodes as there are agents it is a mistake."""
         try:
             self.strategy.admit(who)
         except Mistake as mistake:
-            if not number:
-                raise
+            self._misfits[node] = mistake
             raise RefusedError("no-part", str(mistake)) from None
 
     def _checked(self, letter: _Letter, reply: Message, read: Callable[[Message], Answer]) -> Answer:

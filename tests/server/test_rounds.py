@@ -298,6 +298,28 @@ def test_a_node_that_was_mended_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     assert rounds.members[1] == 12
 
 
+def test_a_node_that_can_have_no_part_ends_no_run_and_as_many_as_there_are_agents_do() -> None:
+    def gathered(lacking: set[int]) -> Rounds:
+        grid = Scripted({10 + k: (k, always()) for k in range(3)})
+        strategy = fedavg(3)
+
+        def admit(who: Any) -> None:
+            if who.agent in lacking:
+                raise Mistake(f"agent {who.agent} has no address")
+
+        strategy.admit = admit  # type: ignore[method-assign]
+        config = build(FederationConfig, {"wait-s": 0.2, "deadline-s": 0.2, "give-up-s": 1.0})
+        rounds = Rounds(grid, strategy, config, 0, Ledger(3))
+        rounds.gather_parties()
+        return rounds
+
+    rounds = gathered({0})
+    assert rounds.members == {1: 11, 2: 12}
+    assert rounds.round(1, EXTRA, judge=False)["reasons"] == {"no-part": 1}
+    with pytest.raises(Mistake, match="has no address"):
+        gathered({0, 1, 2})
+
+
 class Clock:
     """Goes on by being slept on only."""
 
