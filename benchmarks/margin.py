@@ -1,11 +1,12 @@
 """What the filter of FedPG-BR could see: other margins, and a sigma that nobody can measure.
 
 python -m benchmarks.margin --seeds 8 --memory 0.5 0.9
+python -m benchmarks.margin --seeds 2 --look random-action
 
 Whole runs of the conf, nobody lying or three of ten; the gradients of every round are then filtered again with other
 margins (what the run would have learned from that is not asked). ``measured`` is sigma = auto: what the server's own
 trajectories say. ``known`` is the spread of the honest gradients of that very round, which only the simulation knows:
-no estimate can be better than that.
+no estimate can be better than that. ``--look`` shows instead how long the gradients are, those of such liars too.
 """
 
 from __future__ import annotations
@@ -86,13 +87,47 @@ def again(heard: list[Heard], liars: int, sigmas: list[float]) -> Did:
     return Did(dropped / len(heard), found / max(liars * len(heard), 1))
 
 
+def looked_at(attack: str, seeds: int) -> list[Row]:
+    """Medians over rounds and seeds: g is the mean of the honest gradients, the unit their usual distance.
+
+    Of |g|, what n noisy rows leave in their mean is taken off.
+    """
+    honest = AGENTS - LIARS if attack != "none" else AGENTS
+    table: dict[str, list[list[float]]] = {"1 to 10": [], "11 to 20": [], "21 to 40": [], "41 to 60": [], "61 on": []}
+    for seed in range(seeds):
+        for number, one in enumerate(rounds(attack, seed, 0.5)):
+            rows = one.rows.astype(np.float64)
+            g, unit = rows[:honest].mean(axis=0), math.sqrt(2 * rows[:honest].var(axis=0, ddof=1).sum())
+            length, sent = float(np.linalg.norm(g)), np.linalg.norm(rows, axis=1)
+            own = float(np.median(sent[:honest]))
+            said = [math.sqrt(max(0.0, (length / unit) ** 2 - 1 / (2 * honest)))]
+            if attack != "none":
+                cosines = rows[honest:] @ g / (sent[honest:] * length)
+                away = np.linalg.norm(rows[honest:] - g, axis=1) / unit
+                said += [float(np.median(values)) for values in (sent[honest:] / own, cosines, away)]
+            table[list(table)[int(np.searchsorted([10, 20, 40, 60], number, side="right"))]].append(said)
+    words = ("|g| / unit", "|lie| / an honest length", "cosine of lie and g", "|lie - g| / unit")
+    found: list[Row] = []
+    for name, values in table.items():
+        medians = np.median(values, axis=0)
+        row: Row = {"attack": attack, "rounds": name}
+        row.update((word, f"{value:.2f}") for word, value in zip(words, medians, strict=False))
+        found.append(row)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--memory", type=float, nargs="+", default=[0.5])
     parser.add_argument("--margins", type=float, nargs="+", default=[1.6, 1.8, 2.0, 2.2])
+    parser.add_argument("--look", default="", help="an attack, or none")
     given, _ = parser.parse_known_args()
     one_thread()
+    if given.look:
+        found = looked_at(given.look, given.seeds)
+        report(f"gradients_{given.look}", f"Gradients of FedPG-BR on CartPole, {given.seeds} seeds", found)
+        return
     usual = build(RunConfig, read_toml(CONF)).fedpg.margin
     table: list[Row] = []
     for memory in given.memory:
