@@ -75,7 +75,7 @@ def wired(
     return Wire(
         identity(config, session, number), topology(config), addresses, _patience(config),
         largest=config.gossip.largest, tls=tls, say=say, stop=stop,
-        silent=lambda turn: session.plan.kind(number, turn) == "silence",
+        after=lambda turn: session.plan.after(number, turn),
     )  # fmt: skip
 
 

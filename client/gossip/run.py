@@ -36,8 +36,11 @@ def check(config: RunConfig, session: Session, medium: Medium | None = None) -> 
             "would be others at every peer: turn its normalisation off"
         )
     kinds = {kind for kinds in session.plan.schedules() for kind in kinds.values()}
-    if "delay" in kinds:
-        raise Mistake("the attack 'delay' waits on a clock, and here all peers share one: take 'silence'")
+    if "delay" in kinds and medium is None and config.engine == "local":
+        raise Mistake(
+            "the attack 'delay' waits on a clock, and peers of one process share one: take the engine gossip, or "
+            "'silence'"
+        )
     exchanged(config, session.fleet)
     topology(config)
     STRATEGIES[config.strategy](config, session, medium or cast(Medium, _Nowhere(session.numbers)))

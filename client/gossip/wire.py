@@ -32,8 +32,9 @@ class Wire:
     """One peer and its links to the others. ``roster`` has the addresses of all, this peer's own among them; those that
     are not known yet are empty, and come by ``expect``.
 
-    ``stop`` says whether somebody wants it to leave, ``silent`` whether it attacks by saying nothing in a round. It
-    says that much, as one who is silent in one process is known to be: others must not send it what never comes back.
+    ``stop`` says whether somebody wants it to leave, ``after`` by how many seconds its attack makes it late in a round;
+    infinite is silence. It says that much, as one who is silent in one process is known to be: others must not send it
+    what never comes back.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class Wire:
         tls: Tls | None = None,
         say: Callable[[str], None] = lambda words: None,
         stop: Callable[[], bool] = lambda: False,
-        silent: Callable[[int], bool] = lambda number: False,
+        after: Callable[[int], float] = lambda number: 0.0,
     ) -> None:
-        self.silent = silent
+        self.after = after
         self.peers: Sequence[int] = [identity.number]
         self.network, self.topology, self.patience, self.stop = identity.network, topology, patience, stop
         self.here = Here(identity, patience, largest, tls, say)
@@ -187,11 +188,12 @@ class Wire:
     # The medium.
 
     def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
-        me, deadline = self.peers[0], time.monotonic() + self.patience.deadline
+        me = self.peers[0]
         with self.here.changed:
             self._enter(number)
             if self.here.apart:
                 return x, y
+            deadline = self._late(number) + self.patience.deadline
             links = self.topology.links(number, self._there())
             parts = links.sent_by(me)
             own = {part: share(x[0], part) for part in set(parts.values())}
@@ -223,10 +225,10 @@ class Wire:
     def tell(
         self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
     ) -> list[Heard]:
-        me, deadline = self.peers[0], time.monotonic() + self.patience.deadline
-        last = bool(final is not None and final.all())
+        me, last = self.peers[0], bool(final is not None and final.all())
         with self.here.changed:
             self._enter(number)
+            deadline = self._late(number) + self.patience.deadline
             if self._turn[1] not in ("", tag):
                 self._done_with(self._turn[1])
             self._turn = (number, tag, turn)
@@ -272,7 +274,7 @@ class Wire:
     def _stand(self, number: int) -> None:
         """Tell the others whether this peer stands apart in a round, if it did not in the one before."""
         with self.here.changed:
-            apart, self.here.apart = self.here.apart, self.silent(number)
+            apart, self.here.apart = self.here.apart, math.isinf(self.after(number))
             if apart is not self.here.apart:
                 for link in self.links.values():
                     link.greet_soon()
@@ -314,6 +316,13 @@ class Wire:
 
         self._until(lambda: nobody() or self.stop(), deadline)
         self.here.counts["missed"] += len(missing())
+
+    def _late(self, number: int) -> float:
+        """The time when what this peer has to say may go: now, unless it attacks by delay."""
+        now, after = time.monotonic(), self.after(number)
+        if 0 < after < math.inf:
+            self._until(self.stop, now + after)
+        return time.monotonic()
 
     def _put(self, link: Link, parcel: Parcel, number: int) -> bool:
         """Send a share where there is room at once."""

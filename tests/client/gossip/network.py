@@ -124,7 +124,7 @@ def _quietly(forward: Any, request: bytes) -> None:
 class Net:
     """Peers of one network; every one of them may be started, killed without a word, and started again.
 
-    ``silent`` says of a peer and a round whether it says nothing.
+    ``after`` says of a peer and a round by how many seconds it is late; infinite: it says nothing.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class Net:
         width: int,
         patience: Patience = QUICK,
         faults: Faults | None = None,
-        silent: Callable[[int, int], bool] = lambda peer, number: False,
+        after: Callable[[int, int], float] = lambda peer, number: 0.0,
         **wire: Any,
     ) -> None:
-        self.silent = silent
+        self.after = after
         self.name, self.peers, self.width, self.patience, self.wire = topology, peers, width, patience, wire
         self.listen = {k: f"127.0.0.1:{free_port()}" for k in range(peers)}
         self.roster, self._proxies = dict(self.listen), list[Any]()
@@ -152,7 +152,7 @@ class Net:
 
     def start(self, number: int, **changes: Any) -> Wire:
         about = {"number": number, "network": self.peers, "conf": 5, "app": CODE, "layout": 7, "width": self.width}
-        options = {"say": self.said.append, "silent": partial(self.silent, number)} | self.wire
+        options = {"say": self.said.append, "after": partial(self.after, number)} | self.wire
         identity = Identity(**(about | changes))
         wire = Wire(identity, self.topology(), self.roster, self.patience, **options)
         self.wires[number] = wire

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,15 @@ from core.errors import Failure
 from tests.client.gossip.network import QUICK, Faults, Net, network, starts, together
 
 BAD = {"loss": 0.2, "twice": 0.2, "delay": 0.2, "reorder": 0.2}
+
+
+def quiet(peer: int, number: int) -> float:
+    """Peer 1 says nothing."""
+    return math.inf if peer == 1 else 0.0
+
+
+def quiet_for_ten(peer: int, number: int) -> float:
+    return quiet(peer, number) if 6 <= number < 16 else 0.0
 
 
 Tell = Callable[[int, F32], Lies | None]  # what a peer says instead of x, in a round
@@ -49,7 +59,7 @@ def all_mix(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64, list[float
 
 
 def product(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64]:
-    here = Network(net.topology(), lambda number: [k for k in range(net.peers) if net.silent(k, number)])
+    here = Network(net.topology(), lambda number: [k for k in range(net.peers) if net.after(k, number)])
     for number in range(1, rounds + 1):
         X, Y = here.mix(number, X, Y)
     return X, Y
@@ -95,7 +105,7 @@ def test_lies_of_every_kind_break_nobody_not_even_the_liar(kind: str, reason: st
         came = 0.9 * x
         return lambda to: {0: attacks.lies(kind, x, [7], number, about._replace(recipient=to), came)[0]}
 
-    with network("ring", 3, 40, silent=lambda peer, number: (peer, kind) == (1, "silence")) as net:
+    with network("ring", 3, 40, after=quiet if kind == "silence" else lambda peer, number: 0.0) as net:
         wires = [net.start(k) for k in range(3)]
         jobs = [(wire, X[k : k + 1], Y[k : k + 1], 4) for k, wire in enumerate(wires)]
         found = together(
@@ -135,7 +145,7 @@ def test_a_number_that_is_huge_in_one_process_is_huge_over_the_wire(number: floa
 def test_silent_peers_are_closed_around_as_in_one_process_bit_for_bit(topology: str) -> None:
     """Nobody waits for them, and nobody's mass goes where nothing comes from."""
     X, Y = starts(4, 300)
-    with network(topology, 4, 300, silent=lambda peer, number: peer == 1) as net:
+    with network(topology, 4, 300, after=quiet) as net:
         x, y, _ = all_mix(net, X, Y, 20)
         a, b = product(net, X, Y, 20)
         missed = [wire.counts()["missed"][0] for wire in net.wires.values()]
@@ -145,7 +155,7 @@ def test_silent_peers_are_closed_around_as_in_one_process_bit_for_bit(topology: 
 
 
 def test_nobody_waits_for_the_words_of_who_is_silent_and_it_hears_all() -> None:
-    with network("complete", 3, 4, silent=lambda peer, number: peer == 1) as net:
+    with network("complete", 3, 4, after=quiet) as net:
         wires = [net.start(k) for k in range(3)]
 
         def tells(wire: Wire) -> list[list[int]]:
@@ -165,7 +175,7 @@ def test_who_is_silent_for_some_rounds_takes_nothing_along() -> None:
     """What was on its way to it is its sender's again; later it takes part as before."""
     X, Y = starts(3, 50)
     least: list[float] = []
-    with network("directed-ring", 3, 50, silent=lambda peer, number: peer == 1 and 6 <= number < 16) as net:
+    with network("directed-ring", 3, 50, after=quiet_for_ten) as net:
         wires = [net.start(k) for k in range(3)]
         quiet, done = threading.Event(), threading.Barrier(2, timeout=60)
 
@@ -191,6 +201,17 @@ def test_who_is_silent_for_some_rounds_takes_nothing_along() -> None:
     whole(x, y.reshape(-1), X)
     assert min(least) > 0.1, "ten rounds, each of which would have halved it"
     assert np.ptp(near, axis=0).max() < 1e-3
+
+
+def test_who_is_late_is_done_without_and_what_it_sent_is_added_later() -> None:
+    """The attack delay, beyond the deadline of the others."""
+    X, Y = starts(3, 50)
+    after = lambda peer, number: 0.3 if (peer, number) == (1, 2) else 0.0  # noqa: E731
+    with network("directed-ring", 3, 50, replace(QUICK, deadline=0.1), after=after) as net:
+        x, y, _ = all_mix(net, X, Y, 8)
+        counts = [wire.counts() for wire in net.wires.values()]
+    whole(x, y, X)
+    assert counts[2]["missed"][0] > 0 and counts[2]["late"][0] > 0
 
 
 def test_who_begins_last_begins_with_the_first_round() -> None:
