@@ -242,7 +242,10 @@ class Run:
     @property
     def kind(self) -> dict[str, str]:
         """What makes it the experiment that it is."""
-        return {key: value for key, value in self.conf.items() if key not in SAME}
+        # A key that is a table is all that is in it.
+        return {
+            key: value for key, value in self.conf.items() if not f"{key}.".startswith(tuple(f"{one}." for one in SAME))
+        }
 
 
 def read(places: list[Path]) -> list[Run]:

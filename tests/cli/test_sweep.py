@@ -278,6 +278,13 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path):
     assert (found["seeds"], found["mean"], found["env_steps"]) == (3, 3.0, 120)
 
 
+def test_where_peers_were_reached_makes_no_other_experiment(tmp_path):
+    for seed in range(2):
+        where = f'gossip.roster={{"0":"127.0.0.1:{7000 + seed}","1":"127.0.0.1:{8000 + seed}"}}'
+        made(tmp_path / f"{seed}", f"seed={seed}", where, "strategy=fedpg-dec", "algorithm=policy-gradient")
+    assert list(look.grouped(look.read([tmp_path]))) == ["policy-gradient, fedpg-dec, CartPole-v1"]
+
+
 def test_labels_say_what_differs():
     confs = [{"a": "1", "b": "x"}, {"a": "2", "b": "x"}, {"a": "2", "b": "x", "c": "3"}]
     assert look.labels(confs) == ["a=1", "a=2", "a=2, c=3"]
