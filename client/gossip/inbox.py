@@ -126,7 +126,8 @@ class Inbox:
 
     def has(self, number: int) -> bool:
         """Whether the share of a round is there, or was refused, or will not come because a later one has."""
-        return self.spoiled == (number, "", 0) or any(one.round >= number for one in self.shares)
+        refused = self.spoiled[0] >= number and not self.spoiled[1]
+        return refused or any(one.round >= number for one in self.shares)
 
     def said(self, number: int, tag: str, turn: int) -> F32 | None:
         """What it tells in this turn; its final word stands for all turns after it."""

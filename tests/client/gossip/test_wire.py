@@ -431,7 +431,7 @@ def test_a_slow_peer_is_waited_for_ever_more_rarely(pace: int) -> None:
     X, Y = starts(4, 50)
     rounds, over = 8 * AHEAD, threading.Event()
     vain = dict.fromkeys(range(4), 0)
-    with network("line", 4, 50, replace(QUICK, deadline=0.2)) as net:
+    with network("line", 4, 50, replace(QUICK, deadline=0.2, end=3.0)) as net:
         wires = [net.start(k) for k in range(4)]
 
         def counting(wire: Wire) -> None:
