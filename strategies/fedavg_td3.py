@@ -124,9 +124,8 @@ class FedAvgTD3(FedAvg):
         before = into[part]
         notes = self.unite(number, part, replies, self.worked[agents, at], into)
         self.worked[agents, at] = 0
-        if (
-            self.personal and into[part] is before
-        ):  # no verdict: nobody takes this step, least of all down an old gradient
+        # Without a verdict nobody takes this step, least of all down an old gradient.
+        if self.personal and into[part] is before:
             return notes
         self.made[at] += 1
         away: list[float | None] = [None] * self.agents

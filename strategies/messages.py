@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,21 +255,23 @@ def _number(said: Mapping[str, Any], name: str) -> float:
 
 def _counts(said: Mapping[str, Any]) -> list[int]:
     """What a party says of its work: whole numbers in the order of SAID."""
-    values = said.get("said")
-    if type(values) is not list or len(values) != len(SAID) or not all(map(_is_count, values)):
-        raise RefusedError("no-number", f"the message's 'said' is {_shown(values)}, expected {len(SAID)} whole numbers")
+    return _list(said, "said", len(SAID), _is_count, "whole numbers")
+
+
+def _seconds(said: Mapping[str, Any]) -> list[float]:
+    return _list(said, "seconds", len(SECONDS), _is_number, "numbers")
+
+
+def _list(said: Mapping[str, Any], name: str, length: int, fits: Callable[[object], bool], words: str) -> list[Any]:
+    """A list of a message, of this length and of nothing else than what fits."""
+    values = said.get(name)
+    if type(values) is not list or len(values) != length or not all(map(fits, values)):
+        raise RefusedError("no-number", f"the message's '{name}' is {_shown(values)}, expected {length} {words}")
     return values
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and abs(value) < MOST
-
-
-def _seconds(said: Mapping[str, Any]) -> list[float]:
-    values = said.get("seconds")
-    if type(values) is not list or len(values) != len(SECONDS) or not all(map(_is_number, values)):
-        raise RefusedError("no-number", f"the message's 'seconds' is {_shown(values)}, expected {len(SECONDS)} numbers")
-    return values
 
 
 def _shown(value: object) -> str:
