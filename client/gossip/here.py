@@ -99,6 +99,8 @@ class Here:
     state: pb.State = pb.STATE_WAITING
     round: int = 0
     apart: bool = False  # it says nothing in this round, and takes no share
+    held_up: int = 0  # the last round in which it waited long for somebody slow
+    due: dict[int, float] = field(default_factory=dict)  # until when shares and words of a round were waited for
     founders: dict[int, int] = field(default_factory=dict)  # whose lives were known when this peer began
     reasons: Counter[str] = field(default_factory=Counter)  # refusals by name
     counts: Counter[str] = field(default_factory=Counter)  # since they were last asked for
@@ -112,6 +114,10 @@ class Here:
             version=VERSION, run=me.run, sender=me.number, incarnation=me.life, recipient=recipient,
             recipient_incarnation=life, round=self.round,
         )  # fmt: skip
+
+    def late(self, number: int) -> bool:
+        """Whether what belongs to a round, and comes now, would have been waited for in vain."""
+        return time.monotonic() > self.due[number] if number in self.due else number < self.round
 
     def count(self, status: pb.Status, sender: int | None = None) -> pb.Status:
         """Count what became of a message, if it is worth a count."""

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -31,24 +30,6 @@ HOPELESS = {
 AGAIN_S, LONGEST_S = 0.01, 0.5  # the first pause before something is tried again, and the longest; they double
 
 
-@dataclass
-class Hope:
-    """Whether something is worth waiting for: what did not come in time is waited for ever more rarely."""
-
-    failed: int = 0  # times running
-    again: int = 0  # the round from which on it is tried again
-
-    def lives(self, number: int) -> bool:
-        return number >= self.again
-
-    def fails(self, number: int) -> None:
-        self.failed += 1
-        self.again = number + (1 << self.failed)
-
-    def returns(self) -> None:
-        self.failed = self.again = 0
-
-
 class Link:
     """One other peer: how to reach it, what is known of it, what is on its way there and what came from it.
 
@@ -63,16 +44,20 @@ class Link:
         self.inbox = Inbox(me.layout, me.width, here.largest, me.network)
         self.life = 0  # which of its lives we know; 0: none yet
         self.state, self.round = pb.STATE_UNSPECIFIED, 0
+        self.heard = 0.0  # when it last said how far it is
+        self.behind = 0  # by how many rounds it was behind us then
         self.there = False  # whether it takes part and can be reached
         self.apart = False  # whether it exchanges nothing for now
         self.counts_us = True  # whether it sends us shares
         self.began_without_us = False
         self.trouble = "it was not reached yet"
-        self.shares, self.room = Hope(), Hope()  # of its shares in time, and of room for ours
+        self.slow = False  # whether it was waited for in vain, and has sent nothing in time since
+        self.held_up = 0  # the last round in which it waited long for somebody slow
         self.returned: list[Parcel] = []  # shares that were taken back
         self._outbox: deque[Parcel] = deque()
         self._sequence, self._tried = 1, False  # of the first in the outbox, and whether it may have arrived
         self._withdraw = 0  # the sequence number that the peer must be told to give up; 0: none
+        self._shared, self._withholds = -1, False  # its round at the last share, and whether it is sent none for now
         self._claimed = self._disproved = 0  # a life that somebody claims for it, and one that it was found not to live
         self._reached, self._contact, self._greeted, self._greet_now = False, 0.0, 0.0, True
         self._channel, self.stub = self._open()
@@ -100,15 +85,22 @@ class Link:
             self._greet_now = True
         self.refresh()
 
-    def put(self, parcel: Parcel, deadline: float) -> bool:
-        """Send a vector. Waits for room until then; where there is none, or nobody, it stays ours."""
-        while self._open_to(parcel) and len(self._outbox) >= AHEAD:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            self.here.changed.wait(left)
-        if not self._open_to(parcel):
+    def put(self, parcel: Parcel) -> bool:
+        """Send a vector; where there is no room, or nobody, it stays ours.
+
+        Who is slow, held up, or sends us none is sent a share in every round of its own, not of ours: it gives one back
+        in each, and more would leave us with little. It is told so, and does not wait for the others.
+        """
+        if not self._open_to(parcel) or self.full:
             return False
+        if parcel.word is None:
+            behind = self.slow or self.waits or not self.counts_us
+            was, self._withholds = self._withholds, behind and self._shared == self.round
+            if self._withholds is not was:
+                self.greet_soon()
+            if self._withholds:
+                return False
+            self._shared = self.round
         self._outbox.append(parcel)
         self.here.changed.notify_all()
         return True
@@ -117,6 +109,16 @@ class Link:
     def busy(self) -> bool:
         """Whether something is on its way."""
         return bool(self._outbox or self._withdraw)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is held up in the round that it is in."""
+        return self.held_up >= self.round > 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another vector."""
+        return len(self._outbox) >= AHEAD
 
     @property
     def exchanges(self) -> bool:
@@ -135,6 +137,7 @@ class Link:
         was, self.there = self.there, self.expected and self._reached and not self._withdraw and self.takes_part
         if self.there is not was:
             self._greet_now = True  # it should know soon that it counts here
+            self.slow = False
         self.here.changed.notify_all()
 
     def take_back(self) -> None:
@@ -153,13 +156,15 @@ class Link:
         begun = here.state != pb.STATE_WAITING
         return pb.Greeting(
             envelope=here.envelope(self.number, life), state=here.state, conf=here.identity.conf, app=here.identity.app,
-            counts_you=self.there, began_without_you=begun and here.founders.get(self.number) != life, apart=here.apart,
+            counts_you=self.there and not self._withholds, apart=here.apart, held_up=here.held_up,
+            began_without_you=begun and here.founders.get(self.number) != life,
         )  # fmt: skip
 
     def learn(self, greeting: pb.Greeting) -> None:
         """What a greeting of the life that we know says of the peer, be it a call of its or the answer to ours."""
-        self.state, self.round = greeting.state, max(self.round, greeting.envelope.round)
-        self.began_without_us = greeting.began_without_you
+        self.state = greeting.state
+        self.is_in(greeting.envelope.round)
+        self.began_without_us, self.held_up = greeting.began_without_you, greeting.held_up
         # Who still waits counts nobody, and will count us when it begins.
         self.counts_us = greeting.counts_you or greeting.state == pb.STATE_WAITING
         if greeting.apart and not self.apart and any(one.word is None for one in self._outbox):
@@ -168,6 +173,12 @@ class Link:
         if greeting.state == pb.STATE_LEAVING and self._reached:
             self._gone("has left")
         self.refresh()
+
+    def is_in(self, number: int) -> None:
+        """It says which round it is in; what it said before may arrive later."""
+        self.heard = time.monotonic()
+        if number >= self.round:
+            self.round, self.behind = number, self.here.round - number
 
     def doubt(self, life: int) -> pb.Status:
         """What to answer a message of a life that we do not know: was the peer born again, or does somebody pretend?"""
@@ -256,8 +267,7 @@ class Link:
             self.here.say(f"peer {self.number} is back, in another life")
         self._empty()
         self.inbox.begin_anew()
-        self.shares.returns()
-        self.room.returns()
+        self.slow, self.held_up, self.behind, self._shared, self._withholds = False, 0, 0, -1, False
         self.life, self.round, self._sequence, self._tried, self._withdraw = life, 0, 1, False, 0
 
     def _give(self) -> bool:
@@ -317,7 +327,8 @@ class Link:
         if receipt.incarnation != self.life or envelope.recipient_incarnation != self.life:
             self.greet_soon()
             return False
-        self._contact, self.round = time.monotonic(), max(self.round, receipt.round)
+        self._contact = time.monotonic()
+        self.is_in(receipt.round)
         return True
 
     def _failed(self, trouble: str) -> None:

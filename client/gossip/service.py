@@ -128,10 +128,11 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         if len(message.word.tag) > TAG:
             return self._receipt(self.here.refuse(pb.STATUS_MALFORMED, link.number))
         with self.here.changed:
-            link.round = max(link.round, message.envelope.round)
+            link.is_in(message.envelope.round)
             status, parcel = link.inbox.take(message, self.here.round, self.here.apart)
             if parcel is not None:
                 self.here.counts["bytes_down"] += parcel.nbytes
+                link.slow = link.slow and self.here.late(parcel.round)
                 if parcel.word is not None and not self.keep(link, parcel):
                     status = pb.STATUS_LATE
                 self.here.changed.notify_all()

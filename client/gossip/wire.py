@@ -144,10 +144,20 @@ class Wire:
     def next(self, number: int, weights: F32) -> int:
         with self.here.changed:
             self.here.published = (number - 1, weights[0].astype("<f4"))
-            # The round that half of the others have come to; what a few pretend does not move it.
-            rounds = sorted(link.round for link in self.links.values() if link.there)
-        middle = rounds[(len(rounds) - 1) // 2] if rounds else 0
-        return middle if middle > number + AHEAD else number
+            # More than half of the others are far behind: it is this peer that is ahead, and waits for them.
+            self._until(
+                lambda: self._middle(lambda link: link.behind) < AHEAD, time.monotonic() + self.patience.deadline
+            )
+            near = AHEAD
+            if 0 < self.here.held_up == number - 1:
+                # It is behind by what it has waited, and nobody should have to wait for that: where are they now?
+                near, asked = 0, time.monotonic()
+                for link in self.links.values():
+                    link.greet_soon()
+                there = [link for link in self.links.values() if link.there]
+                self._until(lambda: all(link.heard > asked for link in there), asked + self.patience.beat)
+            middle = self._middle(lambda link: link.round)
+            return middle if middle > number + near else number
 
     def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
         """All rounds are done: hand over what is on its way, wait for the others, and add up what came last.
@@ -205,21 +215,14 @@ class Wire:
                     if lies is not None and 0 in (false := lies(peer)):
                         to[peer] = to[peer]._replace(row=share(false[0], part), true=own[part])
             # Those who have room first: who is slow delays nobody else's share.
-            full = [peer for peer, parcel in to.items() if not self._put(self.links[peer], parcel, number)]
-            for peer in full:
-                room = self.links[peer].room
-                if not room.lives(number) or not self.links[peer].put(to[peer], deadline):
-                    mine.append((me, to[peer].kept))
+            left = {self.links[peer]: parcel for peer, parcel in to.items() if not self.links[peer].put(parcel)}
+            self._hold(lambda: [one for one in left if one.full and one.exchanges and not one.slow], number, deadline)
+            for link, parcel in left.items():
+                if not link.put(parcel):
+                    mine.append((me, parcel.kept))
                     self.here.counts["kept"] += 1
-                    if room.lives(number):
-                        room.fails(number)
             senders = [self.links[peer] for peer in links.heard_by(me) if peer != me]
             self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline)
-            for link in senders:
-                if link.inbox.has(number):
-                    link.shares.returns()
-                elif self._will_send(link, number):
-                    link.shares.fails(number)
             return self._added(x.shape[1], mine, number)
 
     def tell(
@@ -236,7 +239,7 @@ class Wire:
                 if self.here.apart:
                     break
                 row = vectors[0] if lies is None else lies(peer).get(0, vectors[0])
-                if link.there and not link.put(Parcel(number, row, word=Word(tag, turn, last)), 0.0):
+                if link.there and not link.put(Parcel(number, row, word=Word(tag, turn, last))):
                     self.here.counts["kept"] += 1
             if last:
                 self._done_with(tag)
@@ -310,12 +313,33 @@ class Wire:
 
     def _wait(self, missing: Callable[[], list[Link]], number: int, deadline: float) -> None:
         """Until nobody is missing of those who can be expected to send, or the deadline."""
+        here = self.here
+        here.due.setdefault(number, deadline)
+        while len(here.due) > AHEAD:
+            del here.due[min(here.due)]
+        self._hold(lambda: [one for one in missing() if self._will_send(one, number)], number, deadline)
+        here.counts["missed"] += len(missing())
 
-        def nobody() -> bool:
-            return not [one for one in missing() if self._will_send(one, number)]
+    def _hold(self, lagging: Callable[[], list[Link]], number: int, deadline: float) -> None:
+        """Until nobody lags, or the deadline. Half way to it the others hear of it, and need not wait along; who was
+        waited for in vain is not waited for again until something of it comes in time."""
 
-        self._until(lambda: nobody() or self.stop(), deadline)
-        self.here.counts["missed"] += len(missing())
+        def over() -> bool:
+            return self.stop() or not lagging()
+
+        self._until(over, (time.monotonic() + deadline) / 2)
+        if not over():
+            self.here.held_up = number
+            for link in self.links.values():
+                link.greet_soon()
+            self._until(over, deadline)
+            for link in lagging():
+                link.slow = True
+
+    def _middle(self, of: Callable[[Link], int]) -> int:
+        """What half of the others have reached, of those who are not slow; what a few pretend does not move it."""
+        found = sorted(of(link) for link in self.links.values() if link.there and not link.slow)
+        return found[(len(found) - 1) // 2] if found else 0
 
     def _late(self, number: int) -> float:
         """The time when what this peer has to say may go: now, unless it attacks by delay."""
@@ -324,16 +348,12 @@ class Wire:
             self._until(self.stop, now + after)
         return time.monotonic()
 
-    def _put(self, link: Link, parcel: Parcel, number: int) -> bool:
-        """Send a share where there is room at once."""
-        if not link.busy and link.room.lives(number):
-            link.room.returns()
-        return link.put(parcel, 0.0)
-
     def _will_send(self, link: Link, number: int) -> bool:
         """Whether something of this round can be expected of a peer, and soon."""
         near = abs(link.round - number) <= AHEAD
-        return link.exchanges and link.counts_us and near and link.shares.lives(number)
+        # Who is held up in an earlier round comes late; but those who are held up together go on together.
+        held_up = link.waits and link.held_up < number and link.held_up != self.here.held_up
+        return link.exchanges and link.counts_us and near and not (link.slow or held_up)
 
     def _until(self, true: Callable[[], bool], deadline: float) -> None:
         """Until something is true, or the deadline; a signal is noticed within half a second."""

@@ -52,6 +52,10 @@ def pair() -> Iterator[Net]:
                 x, y = net.wires[k].mix(number, x, y)
 
         together([lambda k=k: goes(k) for k in range(2)])
+        # Until all is answered, so that ``share`` knows which sequence number is next.
+        deadline = time.monotonic() + 20
+        while any(net.wires[k].links[1 - k].busy for k in range(2)) and time.monotonic() < deadline:
+            time.sleep(0.01)
         yield net
 
 
