@@ -18,7 +18,8 @@ export GRPC_ENABLE_FORK_SUPPORT := 0
 # One thread per worker: two processes whose BLAS or torch threads spin on two cores are slower than one.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -rs --durations=10
-WORKERS ?= 2
+# More workers than two cores: tests of processes wait more than they work.
+WORKERS ?= 3
 
 .PHONY: help setup run test slow wheels test-compose test-netns soak lint format types bench fedpg lock keys proto clean
 

@@ -88,14 +88,13 @@ class Link:
     def put(self, parcel: Parcel) -> bool:
         """Send a vector; where there is no room, or nobody, it stays ours.
 
-        Who is slow, held up, or sends us none is sent a share in every round of its own, not of ours: it gives one back
-        in each, and more would leave us with little. It is told so, and does not wait for the others.
+        Who is slow, or held up, is sent a share in every round of its own, not of ours: it gives one back in each, and
+        more would leave us with little. It is told so, and does not wait for the others.
         """
         if not self._open_to(parcel) or self.full:
             return False
         if parcel.word is None:
-            behind = self.slow or self.waits or not self.counts_us
-            was, self._withholds = self._withholds, behind and self._shared == self.round
+            was, self._withholds = self._withholds, (self.slow or self.waits) and self._shared == self.round
             if self._withholds is not was:
                 self.greet_soon()
             if self._withholds:

@@ -60,6 +60,7 @@ class Wire:
             if number != identity.number
         }
         self.service = Service(self.here, self.links, self._keep)
+        self._ahead = False  # whether it was far ahead of most others when its last round began
         self._guided = False  # whether somebody else looks after who is there
         self._turn, self._passed = (0, "", 0), set[str]()  # what is being told, and the tags done with in this round
 
@@ -144,20 +145,13 @@ class Wire:
     def next(self, number: int, weights: F32) -> int:
         with self.here.changed:
             self.here.published = (number - 1, weights[0].astype("<f4"))
-            # More than half of the others are far behind: it is this peer that is ahead, and waits for them.
-            self._until(
-                lambda: self._middle(lambda link: link.behind) < AHEAD, time.monotonic() + self.patience.deadline
-            )
-            near = AHEAD
-            if 0 < self.here.held_up == number - 1:
-                # It is behind by what it has waited, and nobody should have to wait for that: where are they now?
-                near, asked = 0, time.monotonic()
-                for link in self.links.values():
-                    link.greet_soon()
-                there = [link for link in self.links.values() if link.there]
-                self._until(lambda: all(link.heard > asked for link in there), asked + self.patience.beat)
+            self._wait_for_most()
+            # Who was held up is behind by what it has waited, and nobody should have to wait for that.
+            held_up = 0 < self.here.held_up == number - 1
+            if held_up:
+                self._ask_where_all_are()
             middle = self._middle(lambda link: link.round)
-            return middle if middle > number + near else number
+            return middle if middle > number + (0 if held_up else AHEAD) else number
 
     def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
         """All rounds are done: hand over what is on its way, wait for the others, and add up what came last.
@@ -336,9 +330,25 @@ class Wire:
             for link in lagging():
                 link.slow = True
 
+    def _wait_for_most(self) -> None:
+        """Where more than half of the others are far behind it is this peer that is ahead, and waits a deadline."""
+        lead = self._middle(lambda link: link.behind)
+        if lead >= AHEAD and not self._ahead:
+            self.here.say(f"{lead} rounds ahead of most others: waits for them before its next ones")
+        self._ahead = lead >= AHEAD
+        self._until(lambda: self._middle(lambda link: link.behind) < AHEAD, time.monotonic() + self.patience.deadline)
+
+    def _ask_where_all_are(self) -> None:
+        """Who does not answer at once was heard of a beat ago."""
+        asked = time.monotonic()
+        there = [link for link in self.links.values() if link.there]
+        for link in there:
+            link.greet_soon()
+        self._until(lambda: all(link.heard > asked for link in there), asked + self.patience.beat)
+
     def _middle(self, of: Callable[[Link], int]) -> int:
-        """What half of the others have reached, of those who are not slow; what a few pretend does not move it."""
-        found = sorted(of(link) for link in self.links.values() if link.there and not link.slow)
+        """The middle of the others, of those whom nobody waits for in vain; what a few pretend does not move it."""
+        found = sorted(of(link) for link in self.links.values() if link.there and not (link.slow or link.waits))
         return found[(len(found) - 1) // 2] if found else 0
 
     def _late(self, number: int) -> float:

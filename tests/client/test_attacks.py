@@ -530,6 +530,7 @@ def test_attacking_nodes_behind_a_superlink_do_what_simulated_ones_do(simulated_
     np.testing.assert_allclose([r["return"] for r in records], [r["return"] for r in expected], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_filter_drops_an_attacking_node_behind_a_superlink(simulated_and_real: Any) -> None:
     few = {"batch-min": 8, "batch-max": 12, "own-batch": 2}
     expected, records = simulated_and_real({3: "large-noise"}, strategy="fedpg-br", fedpg=few)

@@ -511,6 +511,7 @@ def test_one_that_is_far_ahead_of_the_others_waits_for_them() -> None:
 
         did = together([lambda w=w: goes(w) for w in wires])
     assert missed == [0] * 4, "in the last round all hear all"
+    assert [words for words in net.said if "ahead" in words] != []
     assert did == [list(range(101 if k == 1 else 1, 131)) for k in range(4)]
 
 
