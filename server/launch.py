@@ -6,6 +6,7 @@ Whatever is started here is stopped here, on success, on an error and on Ctrl-C:
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -202,7 +203,9 @@ def wait(until: Callable[[], bool], seconds: float) -> bool:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago; one that no connection is given by itself, which could take it meanwhile."""
+    for port in random.SystemRandom().sample(range(16_384, 32_768), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise Failure("no port is free on this machine: end some of the servers on it")

@@ -363,7 +363,10 @@ class Wire:
         near = abs(link.round - number) <= AHEAD
         # Who is held up in an earlier round comes late; but those who are held up together go on together.
         held_up = link.waits and link.held_up < number and link.held_up != self.here.held_up
-        return link.exchanges and link.counts_us and near and not (link.slow or held_up)
+        if not (link.exchanges and link.counts_us and near) or link.slow or held_up:
+            return False
+        # Who saw somebody come or go before we did may have gone on, and sent its share to another neighbour.
+        return link.round <= number or link.number in self.topology.links(number, self._there()).heard_by(self.peers[0])
 
     def _until(self, true: Callable[[], bool], deadline: float) -> None:
         """Until something is true, or the deadline; a signal is noticed within half a second."""
