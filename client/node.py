@@ -41,6 +41,7 @@ EARLY = 0.75  # rounds are alike: nothing is to be expected before this share of
 LIVE_S = 0.25  # the longest pause while a run is live
 IDLE_S = 2.0  # and while none is
 PROBE_S = 2.0  # how often a silent run is asked whether it has ended
+LINGER_S = 1.0  # from a reply until we leave: of a node that is gone the SuperLink hands out none
 AGAIN_S = 2.0  # the longest pause between two tries to reach a SuperLink
 
 
@@ -147,6 +148,7 @@ class Node:
         self._busy: Agent | None = None  # whose message is in progress
         self._answering: Party | None = None  # who is between two states, not fit to be saved
         self._silent_since: float | None = None
+        self._replied = -LINGER_S  # when it last sent a reply
 
     def serve(self) -> None:
         """Until SIGTERM or SIGINT; a Failure if it can never work, or the SuperLink stays away for too long."""
@@ -228,6 +230,7 @@ class Node:
     def _send(self, agent: Agent, reply: Message, begun: float) -> None:
         if not agent.link.reply(reply, time.perf_counter() - begun):
             self.say(f"agent {agent.number}: a reply was not taken, it came too late")
+        self._replied = time.monotonic()
 
     def _answer_late(self, agent: Agent) -> bool:
         """Send what has been answered since; whether there was anything."""
@@ -373,6 +376,7 @@ class Node:
 
     def _leave(self) -> None:
         saved = [self._forget(agent, list(agent.runs)) for agent in self.agents]
+        time.sleep(max(self._replied + LINGER_S - time.monotonic(), 0.0))
         for agent in self.agents:
             agent.link.leave()
         if not all(saved):
