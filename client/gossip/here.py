@@ -115,7 +115,7 @@ class Here:
             recipient_incarnation=life, round=self.round,
         )  # fmt: skip
 
-    def late(self, number: int) -> bool:
+    def in_vain(self, number: int) -> bool:
         """Whether what belongs to a round, and comes now, would have been waited for in vain."""
         return time.monotonic() > self.due[number] if number in self.due else number < self.round
 

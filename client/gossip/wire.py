@@ -170,8 +170,7 @@ class Wire:
                 self._until(handed_over, time.monotonic() + FLUSH_S)
             else:
                 here.state = pb.STATE_FINISHED
-                for link in links:
-                    link.greet_soon()
+                self._greet_all()
                 finished = pb.STATE_FINISHED
                 self._until(lambda: all(one.state == finished for one in links if one.there) or self.stop(), end)
             for link in links:
@@ -268,13 +267,17 @@ class Wire:
     def _there(self) -> list[int]:
         return sorted([self.peers[0], *(link.number for link in self.links.values() if link.exchanges)])
 
+    def _greet_all(self) -> None:
+        """What is new about this peer is said to the others at once."""
+        for link in self.links.values():
+            link.greet_soon()
+
     def _stand(self, number: int) -> None:
         """Tell the others whether this peer stands apart in a round, if it did not in the one before."""
         with self.here.changed:
             apart, self.here.apart = self.here.apart, math.isinf(self.after(number))
             if apart is not self.here.apart:
-                for link in self.links.values():
-                    link.greet_soon()
+                self._greet_all()
 
     def _enter(self, number: int) -> None:
         """A round begins, or goes on; words of earlier ones are not heard any more."""
@@ -324,8 +327,7 @@ class Wire:
         self._until(over, (time.monotonic() + deadline) / 2)
         if not over():
             self.here.held_up = number
-            for link in self.links.values():
-                link.greet_soon()
+            self._greet_all()
             self._until(over, deadline)
             for link in lagging():
                 link.slow = True
@@ -342,8 +344,7 @@ class Wire:
         """Who does not answer at once was heard of a beat ago."""
         asked = time.monotonic()
         there = [link for link in self.links.values() if link.there]
-        for link in there:
-            link.greet_soon()
+        self._greet_all()
         self._until(lambda: all(link.heard > asked for link in there), asked + self.patience.beat)
 
     def _middle(self, of: Callable[[Link], int]) -> int:

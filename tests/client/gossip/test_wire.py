@@ -425,6 +425,22 @@ def test_a_peer_that_sleeps_holds_nobody_up_beyond_the_deadline() -> None:
     assert counts[1]["kept"][0] == 0, "who is no neighbour of it has room for everything"
 
 
+def learns(
+    wire: Wire, X: F32, Y: F64, last: int, before: Callable[[int, int], bool],
+    after: Callable[[int, int, F64], None] = lambda k, number, y: None, first: int = 1,
+) -> tuple[F32, F64]:  # fmt: skip
+    """The rounds of a peer from ``first`` to ``last``, as long as ``before`` says that there is another."""
+    k = wire.peers[0]
+    wire.gather()
+    wire.begin(first - 1)
+    x, y, number = X[k : k + 1], Y[k : k + 1], first
+    while (number := wire.next(number, x)) <= last and before(k, number):
+        x, y = wire.mix(number, x, y)
+        after(k, number, y)
+        number += 1
+    return wire.finish(x, y)
+
+
 @pytest.mark.parametrize("pace", [3.0, math.inf])  # deadlines that a round of it takes; infinite: it never mixes
 def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: float) -> None:
     """On a line whose first peer is slow: rounds go on without it, and what comes late is added then. Mass stays."""
@@ -432,27 +448,23 @@ def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: 
     rounds, deadline, over = 150, 0.5, threading.Event()
     with network("line", 4, 50, replace(QUICK, deadline=deadline, end=3.0)) as net:
         wires = [net.start(k) for k in range(4)]
+        slow = [list[bool]() for _ in wires]
         in_vain, held_up, least = [list[int]() for _ in wires], [set[int]() for _ in wires], [1.0] * 4
 
-        def goes(wire: Wire) -> tuple[F32, F64]:
-            k = wire.peers[0]
-            wire.gather()
-            wire.begin()
-            x, y, number = X[k : k + 1], Y[k : k + 1], 1
-            while (number := wire.next(number, x)) <= rounds:
-                if over.wait(min(pace * deadline, 60.0) if k == 0 else 0.02) and k == 0:
-                    break
-                slow = [link.slow for link in wire.links.values()]
-                x, y = wire.mix(number, x, y)
-                now, least[k] = [link.slow for link in wire.links.values()], min(least[k], float(y[0]))
-                in_vain[k] += [number] * any(after and not before for before, after in zip(slow, now, strict=True))
-                held_up[k].add(wire.here.held_up)
-                number += 1
-            if k == 1:
-                over.set()
-            return wire.finish(x, y)
+        def before(k: int, number: int) -> bool:
+            if over.wait(min(pace * deadline, 60.0) if k == 0 else 0.02) and k == 0:
+                return False
+            slow[k] = [link.slow for link in wires[k].links.values()]
+            return True
 
-        done = together([lambda w=w: goes(w) for w in wires])
+        def after(k: int, number: int, y: F64) -> None:
+            now, least[k] = [link.slow for link in wires[k].links.values()], min(least[k], float(y[0]))
+            in_vain[k] += [number] * any(is_ and not was for was, is_ in zip(slow[k], now, strict=True))
+            held_up[k].add(wires[k].here.held_up)
+            if (k, number) == (1, rounds):
+                over.set()
+
+        done = together([lambda w=w: learns(w, X, Y, rounds, before, after) for w in wires])
         counts = [wire.counts() for wire in wires]
     assert in_vain[1] == [1] and in_vain[2:] == [[], []], "a deadline is waited out by its neighbour, and nobody else"
     assert held_up[1] == {1}
@@ -468,18 +480,11 @@ def test_a_slow_peer_that_keeps_up_again_is_waited_for_again() -> None:
     with network("line", 3, 50, replace(QUICK, deadline=deadline)) as net:
         wires = [net.start(k) for k in range(3)]
 
-        def goes(wire: Wire) -> tuple[F32, F64]:
-            k = wire.peers[0]
-            wire.gather()
-            wire.begin()
-            x, y, number = X[k : k + 1], Y[k : k + 1], 1
-            while (number := wire.next(number, x)) <= rounds:
-                time.sleep(3 * deadline if k == 0 and number == 5 else 0.02)
-                x, y = wire.mix(number, x, y)
-                number += 1
-            return wire.finish(x, y)
+        def before(k: int, number: int) -> bool:
+            time.sleep(3 * deadline if (k, number) == (0, 5) else 0.02)
+            return True
 
-        done = together([lambda w=w: goes(w) for w in wires])
+        done = together([lambda w=w: learns(w, X, Y, rounds, before) for w in wires])
         assert wires[1].here.held_up == 5 and not wires[1].links[0].slow
         assert wires[0].here.round == wires[1].here.round == wires[2].here.round == rounds
         missed = [wire.counts()["missed"][0] for wire in wires]
@@ -492,27 +497,21 @@ def test_one_that_is_far_ahead_of_the_others_waits_for_them() -> None:
     X, Y = starts(4, 50)
     with network("ring", 4, 50, QUICK) as net:
         wires = [net.start(k) for k in range(4)]
-        missed = [0] * 4
+        did, missed = [list[int]() for _ in wires], [0] * 4
 
-        def goes(wire: Wire) -> list[int]:
-            k = wire.peers[0]
-            wire.gather()
-            number, did = (101 if k == 1 else 1), []
-            wire.begin(number - 1)
-            x, y = X[k : k + 1], Y[k : k + 1]
-            while (number := wire.next(number, x)) <= 130:
-                time.sleep(0.005)
-                x, y = wire.mix(number, x, y)
-                did.append(number)
-                number += 1
-                missed[k] = wire.counts()["missed"][0]
-            wire.finish(x, y)
-            return did
+        def before(k: int, number: int) -> bool:
+            time.sleep(0.005)
+            return True
 
-        did = together([lambda w=w: goes(w) for w in wires])
+        def after(k: int, number: int, y: F64) -> None:
+            did[k].append(number)
+            missed[k] = wires[k].counts()["missed"][0]
+
+        begins = [101 if k == 1 else 1 for k in range(4)]
+        together([lambda k=k: learns(wires[k], X, Y, 130, before, after, begins[k]) for k in range(4)])
     assert missed == [0] * 4, "in the last round all hear all"
     assert [words for words in net.said if "ahead" in words] != []
-    assert did == [list(range(101 if k == 1 else 1, 131)) for k in range(4)]
+    assert did == [list(range(first, 131)) for first in begins]
 
 
 def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
