@@ -445,7 +445,7 @@ def learns(
 def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: float) -> None:
     """On a line whose first peer is slow: rounds go on without it, and what comes late is added then. Mass stays."""
     X, Y = starts(4, 50)
-    rounds, deadline, over = 150, 0.5, threading.Event()
+    rounds, deadline, over = 150, 0.8, threading.Event()
     with network("line", 4, 50, replace(QUICK, deadline=deadline, end=3.0)) as net:
         wires = [net.start(k) for k in range(4)]
         slow = [list[bool]() for _ in wires]
@@ -476,12 +476,12 @@ def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: 
 
 def test_a_slow_peer_that_keeps_up_again_is_waited_for_again() -> None:
     X, Y = starts(3, 50)
-    deadline, rounds = 0.4, 60
+    deadline, rounds = 1.0, 100
     with network("line", 3, 50, replace(QUICK, deadline=deadline)) as net:
         wires = [net.start(k) for k in range(3)]
 
         def before(k: int, number: int) -> bool:
-            time.sleep(3 * deadline if (k, number) == (0, 5) else 0.02)
+            time.sleep(1.5 * deadline if (k, number) == (0, 5) else 0.02)
             return True
 
         done = together([lambda w=w: learns(w, X, Y, rounds, before) for w in wires])
@@ -553,7 +553,7 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         held[2] = (row, np.ones(1))
         for wire in net.wires.values():
             deadline = time.monotonic() + 10
-            while len(wire._there()) < 4:
+            while len(wire._there()) < 4 or not all(link.counts_us for link in wire.links.values()):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         together([lambda k=k: goes(k, 23, 30) for k in range(4)])
@@ -609,7 +609,7 @@ def test_shares_whose_answers_are_lost_are_given_up_when_they_were_taken_back() 
     """The worst moment to part: peer 1 uses what peer 0 sent, and peer 0 never hears of it, and takes it back."""
     X, Y = starts(2, 20)
     faults = Faults()
-    with network("ring", 2, 20, replace(QUICK, deadline=0.3, dead=0.5, beat=0.1), faults) as net:
+    with network("ring", 2, 20, replace(QUICK, deadline=5.0, dead=0.5, beat=0.1), faults) as net:
         wires = [net.start(k) for k in range(2)]
 
         def goes(wire: Wire) -> tuple[F32, F64]:
