@@ -20,9 +20,6 @@ Record = dict[str, Any]
 PEERS = "peers"
 # What counts on from round to round: who was away has what it had.
 GOES_ON = ("steps", "trajectories")
-# Rounds that the others may be ahead before a round is told without those that have not come to it.
-PATIENCE = 3
-KEPT = 20  # records of a peer that are kept while its run is followed
 
 
 def joined(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Record]:
@@ -74,6 +71,9 @@ class Together:
         self.parts = [RunDirectory(directory.path / PEERS / str(peer)) for peer in range(peers)]
         self.told = max((record["round"] for record in directory.read_metrics()), default=0)
         self._read, self._records = [0] * peers, [list[Record]() for _ in range(peers)]
+        # Rounds that the others may be ahead before a round is told without those that have not come to it: in a ring
+        # one whom nobody keeps waiting is ahead of the last by as many rounds as there are links between them.
+        self.patience = max(8, peers)
 
     def news(self, working: Sequence[bool]) -> list[Record]:
         """The rounds that have been done since by all peers at work, or by the others long ago."""
@@ -82,7 +82,7 @@ class Together:
         rounds = [max((record["round"] for record in one), default=0) for one in self._records]
         furthest = max(rounds)
         last = min((number for number, at_work in zip(rounds, working, strict=True) if at_work), default=furthest)
-        last = max(last, furthest - PATIENCE)
+        last = max(last, furthest - self.patience)
         if last <= self.told:
             return []
         new = [record for record in joined(self._records) if self.told < record["round"] <= last]
@@ -90,7 +90,7 @@ class Together:
             self.directory.log(record)
         self.told = last
         # What was told is not needed again, but for the steps of those who are away.
-        self._records = [one[-KEPT:] for one in self._records]
+        self._records = [one[-self.patience - 1 :] for one in self._records]
         return new
 
     def _catch_up(self, peer: int) -> None:

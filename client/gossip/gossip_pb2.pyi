@@ -133,10 +133,12 @@ class Piece(_message.Message):
     def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., layout: _Optional[int] = ..., width: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., word: _Optional[_Union[Word, _Mapping]] = ...) -> None: ...
 
 class Share(_message.Message):
-    __slots__ = ("weight",)
+    __slots__ = ("weight", "scant")
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SCANT_FIELD_NUMBER: _ClassVar[int]
     weight: float
-    def __init__(self, weight: _Optional[float] = ...) -> None: ...
+    scant: bool
+    def __init__(self, weight: _Optional[float] = ..., scant: _Optional[bool] = ...) -> None: ...
 
 class Word(_message.Message):
     __slots__ = ("tag", "turn", "final")

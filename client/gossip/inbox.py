@@ -33,13 +33,15 @@ class Word(NamedTuple):
 
 
 class Parcel(NamedTuple):
-    """A vector on its way: a share, which has a weight, or a word. ``true`` is what a liar has in place of ``row``."""
+    """A vector on its way: a share, which has a weight, or a word. ``true`` is what a liar has in place of ``row``;
+    ``scant`` is a share of somebody who has little left."""
 
     round: int
     row: F32
     weight: float = 0.0
     word: Word | None = None
     true: F32 | None = None
+    scant: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +101,7 @@ class Inbox:
         self.last, self._newest = piece.sequence, None
         if about is not None:
             return pb.STATUS_TAKEN, Parcel(piece.round, row, word=Word(about.tag, about.turn, about.final))
-        parcel = self._newest = Parcel(piece.round, row, weight)
+        parcel = self._newest = Parcel(piece.round, row, weight, scant=piece.share.scant)
         self._wait(parcel, here)
         return pb.STATUS_TAKEN, parcel
 
@@ -143,7 +145,8 @@ class Inbox:
         """Keep a share until it is used. There is one for each round to come, and one for all that are over."""
         for at, other in enumerate(self.shares):
             if other.round == parcel.round or max(other.round, parcel.round) < here:
-                self.shares[at] = Parcel(other.round, other.row + parcel.row, other.weight + parcel.weight)
+                row, weight = other.row + parcel.row, other.weight + parcel.weight
+                self.shares[at] = Parcel(other.round, row, weight, scant=other.scant or parcel.scant)
                 return
         self.shares.append(parcel)
 

@@ -88,21 +88,26 @@ class Link:
     def put(self, parcel: Parcel) -> bool:
         """Send a vector; where there is no room, or nobody, it stays ours.
 
-        Who is slow, or held up, is sent a share in every round of its own, not of ours: it gives one back in each, and
-        more would leave us with little. It is told so, and does not wait for the others.
+        Who is slow, or held up, or sends us none, is sent a share in every round of its own, not of ours: more would
+        leave us with little. It is told so, and does not wait for the others.
         """
         if not self._open_to(parcel) or self.full:
             return False
         if parcel.word is None:
-            was, self._withholds = self._withholds, (self.slow or self.waits) and self._shared == self.round
-            if self._withholds is not was:
-                self.greet_soon()
+            gives_little = self.slow or self.waits or not self.counts_us
+            self.withhold(gives_little and self._shared == self.round)
             if self._withholds:
                 return False
             self._shared = self.round
         self._outbox.append(parcel)
         self.here.changed.notify_all()
         return True
+
+    def withhold(self, withholds: bool) -> None:
+        """It is sent no share for now, or again; and hears of that, as it would wait for one."""
+        if withholds is not self._withholds:
+            self._withholds = withholds
+            self.greet_soon()
 
     @property
     def busy(self) -> bool:
@@ -281,7 +286,7 @@ class Link:
                 width=len(parcel.row),
             )  # fmt: skip
             if parcel.word is None:
-                piece.share.weight = parcel.weight
+                piece.share.weight, piece.share.scant = parcel.weight, parcel.scant
             else:
                 piece.word.tag, piece.word.turn, piece.word.final = parcel.word
         row = np.ascontiguousarray(parcel.row, "<f4")

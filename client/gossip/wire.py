@@ -61,6 +61,7 @@ class Wire:
         }
         self.service = Service(self.here, self.links, self._keep)
         self._ahead = False  # whether it was far ahead of most others when its last round began
+        self._lacks = False  # whether a share was missed, or scant, since y was last that of half a peer
         self._guided = False  # whether somebody else looks after who is there
         self._turn, self._passed = (0, "", 0), set[str]()  # what is being told, and the tags done with in this round
 
@@ -198,13 +199,13 @@ class Wire:
                 return x, y
             deadline = self._late(number) + self.patience.deadline
             links = self.topology.links(number, self._there())
-            parts = links.sent_by(me)
+            parts = self._spare(links.sent_by(me), float(y[0]))
             own = {part: share(x[0], part) for part in set(parts.values())}
             mine = [(me, Parcel(number, own[parts[me]], parts[me] * float(y[0])))]
             to = {}
             for peer, part in parts.items():
                 if peer != me:
-                    to[peer] = Parcel(number, own[part], part * float(y[0]))
+                    to[peer] = Parcel(number, own[part], part * float(y[0]), scant=self._lacks)
                     if lies is not None and 0 in (false := lies(peer)):
                         to[peer] = to[peer]._replace(row=share(false[0], part), true=own[part])
             # Those who have room first: who is slow delays nobody else's share.
@@ -215,7 +216,8 @@ class Wire:
                     mine.append((me, parcel.kept))
                     self.here.counts["kept"] += 1
             senders = [self.links[peer] for peer in links.heard_by(me) if peer != me]
-            self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline)
+            if self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline):
+                self._lacks = True
             return self._added(x.shape[1], mine, number)
 
     def tell(
@@ -308,14 +310,25 @@ class Wire:
             words = link.inbox.words
             link.inbox.words = [one for one in words if one.word is None or (one.round, one.word.tag) != over]
 
-    def _wait(self, missing: Callable[[], list[Link]], number: int, deadline: float) -> None:
-        """Until nobody is missing of those who can be expected to send, or the deadline."""
+    def _spare(self, parts: Mapping[int, float], y: float) -> dict[int, float]:
+        """What goes to whom. Who has missed a share, or got a scant one, and has less than half of a peer's y since,
+        gives away little of it, and ever less: behind a slow peer, where nothing comes, y would be halved in every
+        round, and x / y make large steps of small ones."""
+        self._lacks &= y < 0.5
+        me, spare = self.peers[0], (2 * y) ** 4 if self._lacks else 1.0
+        given = {peer: spare * part for peer, part in parts.items() if peer != me}
+        return given | {me: parts[me] if spare == 1 else 1 - sum(given.values())}
+
+    def _wait(self, missing: Callable[[], list[Link]], number: int, deadline: float) -> int:
+        """Until nobody is missing of those who can be expected to send, or the deadline; how many were missed."""
         here = self.here
         here.due.setdefault(number, deadline)
         while len(here.due) > AHEAD:
             del here.due[min(here.due)]
         self._hold(lambda: [one for one in missing() if self._will_send(one, number)], number, deadline)
-        here.counts["missed"] += len(missing())
+        missed = len(missing())
+        here.counts["missed"] += missed
+        return missed
 
     def _hold(self, lagging: Callable[[], list[Link]], number: int, deadline: float) -> None:
         """Until nobody lags, or the deadline. Half way to it the others hear of it, and need not wait along; who was
@@ -380,6 +393,7 @@ class Wire:
         for link in self.links.values():
             came = link.inbox.due(number)
             self.here.counts["late"] += sum(one.round < number for one in came)
+            self._lacks |= any(one.scant for one in came)
             self.here.counts["returned"] += len(link.returned)
             parcels += [(link.number, one) for one in came]
             parcels += [(self.peers[0], one) for one in link.returned]

@@ -10,7 +10,7 @@ import numpy as np
 from cli.look import read, together
 from runs import checkpoints
 from runs.directory import RunDirectory
-from runs.peers import PATIENCE, Together, joined, save_weights
+from runs.peers import Together, joined, save_weights
 
 
 def record(peer: int, number: int, **more: Any) -> dict[str, Any]:
@@ -50,8 +50,10 @@ def test_a_round_is_told_when_all_at_work_have_done_it_or_the_others_long_ago(tm
     parts[1].log(record(1, 1))
     assert [one["round"] for one in both.news([True, True])] == [1]
     assert [one["round"] for one in both.news([True, False])] == [2], "the other has ended"
-    for number in range(3, 3 + PATIENCE + 1):
+    for number in range(3, 3 + both.patience):
         parts[0].log(record(0, number))
+    assert both.news([True, True]) == [], "it may still come to the third"
+    parts[0].log(record(0, 3 + both.patience))
     assert [one["round"] for one in both.news([True, True])] == [3]
     assert [one["round"] for one in run.read_metrics()] == [1, 2, 3]
 

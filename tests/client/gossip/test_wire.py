@@ -441,12 +441,12 @@ def learns(
     return wire.finish(x, y)
 
 
-@pytest.mark.parametrize("pace", [3.0, math.inf])  # deadlines that a round of it takes; infinite: it never mixes
+@pytest.mark.parametrize("pace", [1.5, math.inf])  # deadlines that a round of it takes; infinite: it never mixes
 def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: float) -> None:
     """On a line whose first peer is slow: rounds go on without it, and what comes late is added then. Mass stays."""
     X, Y = starts(4, 50)
-    rounds, deadline, over = 150, 0.8, threading.Event()
-    with network("line", 4, 50, replace(QUICK, deadline=deadline, end=3.0)) as net:
+    rounds, deadline, over = 150, 2.0, threading.Event()
+    with network("line", 4, 50, replace(QUICK, deadline=deadline, end=5.0)) as net:
         wires = [net.start(k) for k in range(4)]
         slow = [list[bool]() for _ in wires]
         in_vain, held_up, least = [list[int]() for _ in wires], [set[int]() for _ in wires], [1.0] * 4
@@ -471,6 +471,27 @@ def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: 
     assert counts[1]["missed"][0] > rounds / 2
     assert min(least[2:]) > 0.2, "what is on its way to those who wait leaves enough here"
     assert counts[1]["late"][0] > 0 or math.isinf(pace), "what comes late is used"
+    whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
+
+
+@pytest.mark.parametrize("topology", ["directed-ring", "exponential"])
+def test_who_stands_behind_a_peer_that_sleeps_does_not_give_all_away(topology: str) -> None:
+    """What it gives does not come back, in a ring never: without care y is below 1e-40 after these rounds."""
+    X, Y = starts(4, 50)
+    rounds, over, least = 150, threading.Event(), [1.0] * 4
+    with network(topology, 4, 50, replace(QUICK, deadline=0.5, end=2.0)) as net:
+        wires = [net.start(k) for k in range(4)]
+
+        def before(k: int, number: int) -> bool:
+            return not over.wait(60.0 if k == 0 else 0.005) or k != 0
+
+        def after(k: int, number: int, y: F64) -> None:
+            least[k] = min(least[k], float(y[0]))
+            if (k, number) == (1, rounds):
+                over.set()
+
+        done = together([lambda w=w: learns(w, X, Y, rounds, before, after) for w in wires])
+    assert min(least) > 0.05
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
 
 
