@@ -99,11 +99,14 @@ def share() -> list[Row]:
 
         def sent(turn: int) -> None:
             with made.here.changed:
-                link.put(Parcel(turn, row, 0.5), time.monotonic() + 60)
+                assert link.put(Parcel(turn, row, 0.5))
                 while link.busy:
                     made.here.changed.wait(60)
 
-        contenders = {"share and acknowledgement": sent, "bare unary call": lambda turn: call(data)}
+        def called(turn: int) -> None:
+            call(data)
+
+        contenders = {"share and acknowledgement": sent, "bare unary call": called}
         found: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(CALLS):
             for name, one in contenders.items():

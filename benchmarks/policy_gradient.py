@@ -54,14 +54,13 @@ def ours(made: PolicyGradientFleet) -> Callable[[], float]:
 def peer(batch: int) -> Callable[[], float]:
     """The usual way: one scalar environment, one torch forward per step, one autograd gradient per batch."""
     env = gymnasium.make("CartPole-v1")
-    net = torch.nn.Sequential(
-        torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
-    )
+    linear = [torch.nn.Linear(4, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, 2)]
+    net = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[1], torch.nn.ReLU(), linear[2])
     made = fleet(1, 1)
     with torch.no_grad():
-        for layer, (weight, bias) in zip(net[::2], made.shape.net.layers(made.policy), strict=True):
-            layer.weight.copy_(torch.from_numpy(weight[0].T))  # type: ignore[union-attr, operator]
-            layer.bias.copy_(torch.from_numpy(bias[0]))  # type: ignore[union-attr, operator]
+        for layer, (weight, bias) in zip(linear, made.shape.net.layers(made.policy), strict=True):
+            layer.weight.copy_(torch.from_numpy(weight[0].T))
+            layer.bias.copy_(torch.from_numpy(bias[0]))
 
     def run() -> float:
         log_probs, advantages = [], []

@@ -101,7 +101,7 @@ def operations() -> float:
 def product() -> float:
     """256 x 256 x 256 by numpy's BLAS, in updates' worth of arithmetic: nothing but products, in the cache."""
     for _ in range(20):
-        np.matmul(*SQUARES[:2], out=SQUARES[2])
+        np.matmul(SQUARES[0], SQUARES[1], out=SQUARES[2])
     return 20 * 2.0 * 256**3 / operations()
 
 
