@@ -131,6 +131,10 @@ class Inbox:
         refused = self.spoiled[0] >= number and not self.spoiled[1]
         return refused or any(one.round >= number for one in self.shares)
 
+    def refused(self, number: int) -> bool:
+        """Whether the share of a round was refused, as far as is known when that of a later one was, too."""
+        return self.spoiled[0] >= number and not self.spoiled[1] and all(one.round != number for one in self.shares)
+
     def said(self, number: int, tag: str, turn: int) -> F32 | None:
         """What it tells in this turn; its final word stands for all turns after it."""
         for one in self.words:

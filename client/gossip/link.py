@@ -52,6 +52,7 @@ class Link:
         self.began_without_us = False
         self.trouble = "it was not reached yet"
         self.slow = False  # whether it was waited for in vain, and has sent nothing in time since
+        self.useless = False  # whether its last share was refused: it is sent none then
         self.held_up = 0  # the last round in which it waited long for somebody slow
         self.returned: list[Parcel] = []  # shares that were taken back
         self._outbox: deque[Parcel] = deque()
@@ -88,26 +89,21 @@ class Link:
     def put(self, parcel: Parcel) -> bool:
         """Send a vector; where there is no room, or nobody, it stays ours.
 
-        Who is slow, or held up, or sends us none, is sent a share in every round of its own, not of ours: more would
-        leave us with little. It is told so, and does not wait for the others.
+        Who is slow, or held up, is sent a share in every round of its own, not of ours: it gives one back in each, and
+        more would leave us with little. It is told so, and does not wait for the others.
         """
         if not self._open_to(parcel) or self.full:
             return False
         if parcel.word is None:
-            gives_little = self.slow or self.waits or not self.counts_us
-            self.withhold(gives_little and self._shared == self.round)
+            was, self._withholds = self._withholds, (self.slow or self.waits) and self._shared == self.round
+            if self._withholds is not was:
+                self.greet_soon()
             if self._withholds:
                 return False
             self._shared = self.round
         self._outbox.append(parcel)
         self.here.changed.notify_all()
         return True
-
-    def withhold(self, withholds: bool) -> None:
-        """It is sent no share for now, or again; and hears of that, as it would wait for one."""
-        if withholds is not self._withholds:
-            self._withholds = withholds
-            self.greet_soon()
 
     @property
     def busy(self) -> bool:
@@ -160,7 +156,7 @@ class Link:
         begun = here.state != pb.STATE_WAITING
         return pb.Greeting(
             envelope=here.envelope(self.number, life), state=here.state, conf=here.identity.conf, app=here.identity.app,
-            counts_you=self.there and not self._withholds, apart=here.apart, held_up=here.held_up,
+            counts_you=self.there and not (self._withholds or self.useless), apart=here.apart, held_up=here.held_up,
             began_without_you=begun and here.founders.get(self.number) != life,
         )  # fmt: skip
 

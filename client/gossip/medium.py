@@ -41,13 +41,18 @@ class Medium(Protocol):
     @property
     def network(self) -> int: ...
 
-    def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
+    def mix(
+        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+    ) -> tuple[F32, F64]:
         """Push-sum in round ``number``: every peer k sends p_ik (x_k, y_k) to i, and adds up what comes in.
 
         ``x`` (rows, d) and ``y`` (rows,) are the biased ones, and so is what is returned. The shares of a peer add up
         to 1. What came is added up in the order of the senders, so that every medium finds the same sum, bit for bit;
         a share that came too late for its round is added in the next one. ``lies`` are sent in place of x. A share
         that is refused is its sender's again: what it has, not what it said.
+
+        ``refused`` (rows, network) says whose share each peer here refused in the round before, and is written anew:
+        who sends what cannot be used is sent nothing, or it would soon have all.
         """
 
     def tell(

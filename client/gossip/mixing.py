@@ -87,22 +87,31 @@ class Network:
         self._counts: dict[str, I64] = {}
         self.counts()
 
-    def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
+    def mix(
+        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+    ) -> tuple[F32, F64]:
         links = self.topology.links(number, self._there(number))
+        if refused is not None and refused.any():
+            gone = refused[links.senders, links.receivers]
+            np.add.at(self._counts["missed"], links.receivers[gone], 1)
+            links = links.without(gone)
+            refused[...] = False
         self._sent(links, 4 * x.shape[1] + 8)
         out, weight = mixed(links, x, y)
         # Rows that no neighbour takes, though nobody lies; nan is not below anything.
         sound = (x.max(axis=1, initial=0) <= self.largest * y) & (x.min(axis=1, initial=0) >= -self.largest * y)
         ill = {k: x[k] for k in np.flatnonzero(~sound).tolist()}
-        back: list[tuple[int, float]] = []
+        back: list[tuple[int, int, float]] = []
         if lies is not None or ill:
             for peer in np.unique(links.receivers).tolist():
                 told = ill | dict(lies(peer) if lies is not None else {})
                 if false := {k: row for k, row in told.items() if k != peer}:
                     out[peer], weight[peer] = self._believing(links, peer, x, y, false, back)
-        for k, part in back:
+        for peer, k, part in back:
             out[k] += share(x[k], part)
             weight[k] += part * y[k]
+            if refused is not None:
+                refused[peer, k] = True
         return out, weight
 
     def tell(
@@ -132,15 +141,16 @@ class Network:
         return Heard(np.array(good, np.int64), np.stack([said[k] for k in good]) if good else vectors[:0])
 
     def _believing(
-        self, links: Links, peer: int, x: F32, y: F64, false: Mapping[int, F32], back: list[tuple[int, float]]
+        self, links: Links, peer: int, x: F32, y: F64, false: Mapping[int, F32], back: list[tuple[int, int, float]]
     ) -> tuple[F32, float]:
-        """What a peer adds up that is lied to. Shares that can be recognised as lies go ``back``: to whom, how much."""
+        """What a peer adds up that is lied to. Shares that can be recognised as lies go ``back``: who refused whose,
+        how much of it."""
         total, mass = np.zeros(x.shape[1]), 0.0
         mine = links.receivers == peer
         for k, part in zip(links.senders[mine].tolist(), links.shares[mine].tolist(), strict=True):
             row = share(false.get(k, x[k]), part)
             if k != peer and self._flawed(peer, row, x.shape[1], part * y[k]):
-                back.append((k, part))
+                back.append((peer, k, part))
             else:
                 total += row
                 mass += part * y[k]

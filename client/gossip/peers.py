@@ -99,7 +99,7 @@ class Gossip(Peers):
     would no longer be what all have learned.
     """
 
-    ROWS: ClassVar[tuple[str, ...]] = ("x", "y")
+    ROWS: ClassVar[tuple[str, ...]] = ("x", "y", "refused")
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium) -> None:
         if config.federation.judges:
@@ -109,6 +109,7 @@ class Gossip(Peers):
             )
         super().__init__(config, session, medium)
         self.x, self.y = self.weights, np.ones(len(session.numbers))
+        self.refused = np.zeros((len(self.x), config.agents), np.bool_)  # whose share, in the last round
 
     def round(self, number: int, settle: bool) -> tuple[Report, Notes]:
         came, began = self.x.copy(), self.weights
@@ -116,7 +117,7 @@ class Gossip(Peers):
         self.x += self.weights - began
         lies = self._lies(number, self.x, came, "")
         with _timing(notes):
-            self.x[...], self.y[...] = self.medium.mix(number, self.x, self.y, lies)
+            self.x[...], self.y[...] = self.medium.mix(number, self.x, self.y, lies, self.refused)
         self._debias()
         return report, notes
 
@@ -125,7 +126,7 @@ class Gossip(Peers):
 
     def join(self, weights: F32) -> None:
         self.load(weights)
-        self.x[...], self.y[...] = weights, 1.0
+        self.x[...], self.y[...], self.refused[...] = weights, 1.0, False
 
     def finish(self) -> None:
         self.x[...], self.y[...] = self.medium.finish(self.x, self.y)
@@ -142,7 +143,7 @@ class FedPGDec(Gossip):
     another; the guard stops each by itself.
     """
 
-    ROWS = ("x", "y", "sampled", "picked")
+    ROWS = (*Gossip.ROWS, "sampled", "picked")
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium) -> None:
         _gradients(config)

@@ -21,6 +21,7 @@ from strategies.matrix import weights
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 # The positions (receivers, senders) of all links of so many peers in a round, none to itself.
 KEY = "gossip.topology"
@@ -48,6 +49,14 @@ class Links(NamedTuple):
         """From whom a peer gets something, ascending, itself among them."""
         found: list[int] = self.senders[self.receivers == peer].tolist()
         return found
+
+    def without(self, gone: Bools) -> Links:
+        """Without some of them, none of them to oneself: who would have sent there keeps that."""
+        shares, away = self.shares.copy(), self.receivers != self.senders
+        for peer in np.unique(self.senders[gone]).tolist():
+            mine = self.senders == peer
+            shares[mine & ~away] = 1 - sum(shares[mine & away & ~gone].tolist())
+        return Links(self.receivers[~gone], self.senders[~gone], shares[~gone])
 
 
 class Topology:

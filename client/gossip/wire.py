@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import grpc
 import numpy as np
@@ -191,15 +191,22 @@ class Wire:
 
     # The medium.
 
-    def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
-        me = self.peers[0]
+    def mix(
+        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+    ) -> tuple[F32, F64]:
+        me, refused = self.peers[0], np.zeros((1, self.network), np.bool_) if refused is None else refused
+        useless, refused[...] = set(np.flatnonzero(refused[0]).tolist()), False
         with self.here.changed:
             self._enter(number)
+            for peer, link in self.links.items():
+                was, link.useless = link.useless, peer in useless
+                if link.useless is not was:
+                    link.greet_soon()
             if self.here.apart:
                 return x, y
             deadline = self._late(number) + self.patience.deadline
             links = self.topology.links(number, self._there())
-            parts = self._spare(links.sent_by(me), float(y[0]))
+            parts = self._given(links.sent_by(me), float(y[0]), useless)
             own = {part: share(x[0], part) for part in set(parts.values())}
             mine = [(me, Parcel(number, own[parts[me]], parts[me] * float(y[0])))]
             to = {}
@@ -218,6 +225,7 @@ class Wire:
             senders = [self.links[peer] for peer in links.heard_by(me) if peer != me]
             if self._wait(lambda: [link for link in senders if not link.inbox.has(number)], number, deadline):
                 self._lacks = True
+            refused[0, [link.number for link in senders if link.inbox.refused(number)]] = True
             return self._added(x.shape[1], mine, number)
 
     def tell(
@@ -310,14 +318,18 @@ class Wire:
             words = link.inbox.words
             link.inbox.words = [one for one in words if one.word is None or (one.round, one.word.tag) != over]
 
-    def _spare(self, parts: Mapping[int, float], y: float) -> dict[int, float]:
-        """What goes to whom. Who has missed a share, or got a scant one, and has less than half of a peer's y since,
-        gives away little of it, and ever less: behind a slow peer, where nothing comes, y would be halved in every
-        round, and x / y make large steps of small ones."""
+    def _given(self, parts: Mapping[int, float], y: float, useless: Collection[int]) -> dict[int, float]:
+        """What goes to whom; nothing goes to those whose own cannot be used.
+
+        Who has missed a share, or got a scant one, and has less than half of a peer's y since, gives away little of it,
+        and ever less: behind a slow peer, where nothing comes, y would be halved in every round, and x / y make large
+        steps of small ones.
+        """
         self._lacks &= y < 0.5
         me, spare = self.peers[0], (2 * y) ** 4 if self._lacks else 1.0
-        given = {peer: spare * part for peer, part in parts.items() if peer != me}
-        return given | {me: parts[me] if spare == 1 else 1 - sum(given.values())}
+        given = {peer: spare * part for peer, part in parts.items() if peer != me and peer not in useless}
+        as_ever = spare == 1 and len(given) == len(parts) - 1
+        return given | {me: parts[me] if as_ever else 1 - sum(given.values())}
 
     def _wait(self, missing: Callable[[], list[Link]], number: int, deadline: float) -> int:
         """Until nobody is missing of those who can be expected to send, or the deadline; how many were missed."""

@@ -45,15 +45,24 @@ class Mail:
     def __init__(self, post: Post, peer: int) -> None:
         self.post, self.peers, self.network = post, [peer], post.topology.peers
 
-    def mix(self, number: int, x: F32, y: F64, lies: Lies | None = None) -> tuple[F32, F64]:
+    def mix(
+        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+    ) -> tuple[F32, F64]:
         (me,), links = self.peers, self.post.topology.links(number)
+        kept = 0.0
         for to, part in links.sent_by(me).items():
-            row = x[0] if lies is None or to == me else lies(to).get(0, x[0])
-            self.post.send((number, "share"), to, me, ((np.float64(part) * row).astype(np.float32), part * y[0]))
-        total, mass = np.zeros(x.shape[1]), 0.0
-        for row, weight in self.post.wait((number, "share"), me, links.heard_by(me)).values():
-            if not flaw(row, x.shape[1], LARGEST * weight):
-                total, mass = total + row, mass + weight
+            row, useless = x[0] if lies is None or to == me else lies(to).get(0, x[0]), False
+            if refused is not None and refused[0, to]:
+                kept, useless = kept + part, True
+            share = None if useless else ((np.float64(part) * row).astype(np.float32), part * y[0])
+            self.post.send((number, "share"), to, me, share)
+        total, mass = kept * x[0].astype(np.float64), kept * float(y[0])
+        for of, came in self.post.wait((number, "share"), me, links.heard_by(me)).items():
+            bad = came is not None and bool(flaw(came[0], x.shape[1], LARGEST * came[1]))
+            if came is not None and not bad:
+                total, mass = total + came[0], mass + came[1]
+            if refused is not None:
+                refused[0, of] = bad
         return total.astype(np.float32)[None], np.array([mass])
 
     def tell(

@@ -108,6 +108,22 @@ def test_what_is_refused_is_its_senders_again_and_no_mass_is_lost(number: float)
     assert np.abs(x / y[:, None]).max() < 10, "the liar has the truth"
 
 
+def test_who_is_refused_is_sent_nothing_until_something_of_it_can_be_used() -> None:
+    network, x, y = Network(Topology("complete", 3)), rows(3), np.ones(3)
+    refused = np.zeros((3, 3), np.bool_)
+    for number in range(1, 4):
+        x, y = network.mix(number, x, y, lambda recipient: {1: np.full(30, np.nan, np.float32)}, refused)
+        np.testing.assert_allclose(y, [2 / 3, 5 / 3, 2 / 3])
+        assert refused.tolist() == [[False, True, False], [False] * 3, [False, True, False]]
+    assert network.counts()["missed"] == [0, 4, 0]
+    x, y = network.mix(4, x, y, None, refused)
+    np.testing.assert_allclose(y, [11 / 9, 5 / 9, 11 / 9])
+    assert not refused.any()
+    x, y = network.mix(5, x, y, None, refused)
+    np.testing.assert_allclose(y, [1, 1, 1])
+    np.testing.assert_allclose(x, np.tile(rows(3).mean(axis=0), (3, 1)), atol=1e-6)
+
+
 def test_all_hear_all_and_liars_hear_themselves_say_the_truth() -> None:
     network, said = Network(Topology("complete", 4), lambda number: {3} if number == 2 else ()), rows(4)
     heard = network.tell(1, "gradient", 0, said)

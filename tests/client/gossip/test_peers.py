@@ -58,10 +58,10 @@ def test_the_biased_vector_is_what_is_carried_on() -> None:
         x, y, z, learned = peers.x.copy(), peers.y.copy(), peers.weights, np.empty(0)
         mix = peers.medium.mix
 
-        def spying(n: int, sent: np.ndarray, weight: np.ndarray, lies: Any, mix: Any = mix, z: Any = z) -> Any:
+        def spying(n: int, sent: np.ndarray, *more: Any, mix: Any = mix, z: Any = z) -> Any:
             nonlocal learned
             learned = sent - z
-            return mix(n, sent, weight, lies)
+            return mix(n, sent, *more)
 
         peers.medium.mix = spying  # type: ignore[method-assign]
         peers.round(number, False)
@@ -94,6 +94,25 @@ def test_a_process_per_peer_finds_what_all_in_one_find(strategy: str, topology: 
         return peers.weights[0]
 
     np.testing.assert_allclose(np.stack(together(one, 4)), whole.weights, atol=1e-5)
+
+
+def test_a_process_per_peer_refuses_whom_all_in_one_refuse() -> None:
+    """The last of a ring says what cannot be used: those beside it send it nothing, and keep what they have."""
+    config = configured(MIX, 5, gossip={"topology": "ring"}, attack={"byzantine": 1, "kind": "nan@3"})
+    whole = made(config)
+    for number in range(1, 7):
+        whole.round(number, False)
+    post = Post(whole.medium.topology)  # type: ignore[attr-defined]
+
+    def one(peer: int) -> np.ndarray:
+        peers = STRATEGIES["gossip"](config, Session(config, [peer]), Mail(post, peer))
+        for number in range(1, 7):
+            peers.round(number, False)
+        return peers.weights[0]
+
+    assert np.argwhere(whole.refused).tolist() == [[0, 4], [3, 4]]  # type: ignore[attr-defined]
+    assert whole.y[:4].min() > 0.6  # type: ignore[attr-defined]
+    np.testing.assert_allclose(np.stack(together(one, 5))[:4], whole.weights[:4], atol=1e-5)
 
 
 def test_all_begin_alike_or_each_by_itself() -> None:
@@ -212,10 +231,10 @@ def test_silent_peers_are_left_out_and_nobody_waits() -> None:
 
 
 @pytest.mark.parametrize("strategy", KINDS)
-@pytest.mark.parametrize("attack", [{}, {"byzantine": 1, "kind": "random-action"}])
+@pytest.mark.parametrize("attack", [{}, {"byzantine": 1, "kind": "random-action"}, {"byzantine": 1, "kind": "nan"}])
 def test_two_rounds_a_stop_and_two_more_are_four(strategy: str, attack: dict[str, Any], tmp_path: Path) -> None:
     def run(name: str, rounds: int, base: dict[str, Any] = KINDS[strategy]) -> RunDirectory:
-        ring = {} if strategy == "dec-byz-pg" else {"topology": "directed-ring"}
+        ring = {} if strategy == "dec-byz-pg" else {"topology": "ring" if "nan" in attack.values() else "directed-ring"}
         config = configured(base, 4, rounds=rounds, attack=attack, gossip=ring)
         path = tmp_path / name
         directory = RunDirectory.open(path) if path.exists() else RunDirectory.create(path, {})

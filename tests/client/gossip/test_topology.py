@@ -41,6 +41,13 @@ def test_links_by_hand() -> None:
     assert [set(Topology("exponential", 8).links(t).sent_by(7)) - {7} for t in range(3, 7)] == [{0}, {1}, {3}, {0}]
 
 
+def test_links_that_are_left_out_are_kept_at_home() -> None:
+    links = Topology("ring", 4).links(1)
+    rest = links.without((links.senders == 0) & (links.receivers == 1))
+    np.testing.assert_allclose(rest.matrix(4) - links.matrix(4), [[1 / 3, 0, 0, 0], [-1 / 3, 0, 0, 0], *[[0] * 4] * 2])
+    assert len(rest.shares) == len(links.shares) - 1
+
+
 def test_a_random_topology_is_another_one_each_round_and_the_same_for_all() -> None:
     here, there = Topology("random", 20, 3, seed=5), Topology("random", 20, 3, seed=5)
     assert (here.matrix(4) == there.matrix(4)).all()

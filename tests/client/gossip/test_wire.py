@@ -122,6 +122,38 @@ def test_lies_of_every_kind_break_nobody_not_even_the_liar(kind: str, reason: st
         whole(x, y, X)
 
 
+@pytest.mark.parametrize("topology", ["ring", "exponential", "complete"])
+def test_who_is_refused_is_sent_nothing_as_in_one_process(topology: str) -> None:
+    """What peer 1 of 4 says holds no number."""
+    X, Y = starts(4, 40)
+    lie = np.full(40, np.nan, np.float32)
+
+    with network(topology, 4, 40) as net:
+        wires = [net.start(k) for k in range(4)]
+        kept = [np.zeros((1, 4), np.bool_) for _ in wires]
+
+        def goes(wire: Wire) -> tuple[F32, F64, int]:
+            (k,) = wire.peers
+            x, y = X[k : k + 1], Y[k : k + 1]
+            assert not wire.gather()
+            wire.begin()
+            for number in range(1, 7):
+                x, y = wire.mix(number, x, y, (lambda to: {0: lie}) if k == 1 else None, kept[k])
+            return *wire.finish(x, y), wire.counts()["missed"][0]
+
+        found = together([lambda w=w: goes(w) for w in wires])
+        here, refused = Network(net.topology()), np.zeros((4, 4), np.bool_)
+    for number in range(1, 7):
+        X, Y = here.mix(number, X, Y, lambda to: {1: lie}, refused)
+    assert np.array_equal(np.concatenate(kept), refused) and refused[:, 1].any()
+    for k in (0, 2, 3):
+        assert np.array_equal(found[k][0][0], X[k]) and found[k][1][0] == Y[k]
+    missed = here.counts()["missed"]
+    assert found[1][2] >= missed[1], "it may hear that it gets nothing more before the last that it gets"
+    assert [found[k][2] for k in (0, 2, 3)] == [missed[k] for k in (0, 2, 3)]
+    whole(np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found]), starts(4, 40)[0])
+
+
 @pytest.mark.parametrize(("number", "taken"), [(1e6, True), (1.01e6, False)])
 def test_a_number_that_is_huge_in_one_process_is_huge_over_the_wire(number: float, taken: bool) -> None:
     """gossip.largest bounds x / y: of a share, as of what is told."""
@@ -469,7 +501,7 @@ def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: 
     assert in_vain[1] == [1] and in_vain[2:] == [[], []], "a deadline is waited out by its neighbour, and nobody else"
     assert held_up[1] == {1}
     assert counts[1]["missed"][0] > rounds / 2
-    assert min(least[2:]) > 0.2, "what is on its way to those who wait leaves enough here"
+    assert min(least[2:]) > 0.1, "what is on its way to those who wait leaves enough here"
     assert counts[1]["late"][0] > 0 or math.isinf(pace), "what comes late is used"
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
 
@@ -501,12 +533,16 @@ def test_a_slow_peer_that_keeps_up_again_is_waited_for_again() -> None:
     with network("line", 3, 50, replace(QUICK, deadline=deadline)) as net:
         wires = [net.start(k) for k in range(3)]
 
+        slept = list[int]()
+
         def before(k: int, number: int) -> bool:
-            time.sleep(1.5 * deadline if (k, number) == (0, 5) else 0.02)
+            sleeps = k == 0 and number >= 5 and not slept
+            slept.extend([number] * sleeps)
+            time.sleep(1.5 * deadline if sleeps else 0.02)
             return True
 
         done = together([lambda w=w: learns(w, X, Y, rounds, before) for w in wires])
-        assert wires[1].here.held_up == 5 and not wires[1].links[0].slow
+        assert wires[1].here.held_up >= slept[0] and not wires[1].links[0].slow
         assert wires[0].here.round == wires[1].here.round == wires[2].here.round == rounds
         missed = [wire.counts()["missed"][0] for wire in wires]
     assert missed[1] > 0 and max(missed) < 50
