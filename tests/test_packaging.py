@@ -72,7 +72,7 @@ def test_every_folder_of_ours_is_packaged_and_typed() -> None:
     aside = {"tests", "benchmarks", "docs", "docker"}
     found = {path.parent.name for path in ROOT.glob("[a-z]*/__init__.py")} - aside
     assert set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == found
-    assert set(PROJECT["tool"]["mypy"]["packages"]) == found
+    assert set(PROJECT["tool"]["mypy"]["packages"]) == found | {"benchmarks"}
 
 
 def test_version_pins_of_tools_agree() -> None:

@@ -435,7 +435,7 @@ def test_peers_of_another_run_are_refused_and_told_why() -> None:
 def test_a_peer_that_sleeps_holds_nobody_up_beyond_the_deadline() -> None:
     """It serves and greets, and never mixes: its neighbours go on without it, and what is for it is bounded."""
     X, Y = starts(4, 50)
-    with network("directed-ring", 4, 50, replace(QUICK, deadline=0.5)) as net:
+    with network("directed-ring", 4, 50, replace(QUICK, deadline=3.0)) as net:
         wires = [net.start(k) for k in range(4)]
 
         def goes(wire: Wire) -> None:
