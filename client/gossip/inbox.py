@@ -128,12 +128,11 @@ class Inbox:
 
     def has(self, number: int) -> bool:
         """Whether the share of a round is there, or was refused, or will not come because a later one has."""
-        refused = self.spoiled[0] >= number and not self.spoiled[1]
-        return refused or any(one.round >= number for one in self.shares)
+        return self._refused_since(number) or any(one.round >= number for one in self.shares)
 
     def refused(self, number: int) -> bool:
         """Whether the share of a round was refused, as far as is known when that of a later one was, too."""
-        return self.spoiled[0] >= number and not self.spoiled[1] and all(one.round != number for one in self.shares)
+        return self._refused_since(number) and all(one.round != number for one in self.shares)
 
     def said(self, number: int, tag: str, turn: int) -> F32 | None:
         """What it tells in this turn; its final word stands for all turns after it."""
@@ -144,6 +143,10 @@ class Inbox:
             if word.turn == turn or (word.final and word.turn < turn):
                 return one.row
         return None
+
+    def _refused_since(self, number: int) -> bool:
+        """Whether what was refused last is a share of this round, or of a later one."""
+        return self.spoiled[0] >= number and not self.spoiled[1]
 
     def _wait(self, parcel: Parcel, here: int) -> None:
         """Keep a share until it is used. There is one for each round to come, and one for all that are over."""
