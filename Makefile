@@ -83,7 +83,7 @@ keys: .venv/dev ## Write the configuration's keys into pyproject.toml, where Flo
 	$(BIN)/python .ci/keys.py
 
 proto: .venv/dev ## Make the gRPC stubs of proto/gossip.proto anew
-	$(BIN)/python -m grpc_tools.protoc -I client/gossip=proto --python_out=. --pyi_out=. --grpc_python_out=. proto/gossip.proto
+	$(BIN)/python -m grpc_tools.protoc -I gossip=proto --python_out=. --pyi_out=. --grpc_python_out=. proto/gossip.proto
 
 clean: ## Remove .venv and what tools leave behind
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

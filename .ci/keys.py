@@ -9,7 +9,7 @@ import tomli_w
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core.config import unflatten  # noqa: E402
+from core.options import unflatten  # noqa: E402
 from server.server_app import app_config  # noqa: E402
 
 project = ROOT / "pyproject.toml"

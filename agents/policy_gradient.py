@@ -19,7 +19,7 @@ from agents.fleet import Bools, Episode, Fleet, Report, Worlds
 from agents.networks import Tape
 from agents.policies import Policy
 from agents.rollout import play
-from core.config import option
+from core.options import option
 from core.errors import Mistake
 from core.streams import Streams
 

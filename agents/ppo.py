@@ -20,7 +20,7 @@ from agents.fleet import Bools, Fleet, Meter, Report, Worlds
 from agents.networks import MLP, Tape
 from agents.policies import Back, Outputs, Policy
 from agents.rollout import play
-from core.config import option
+from core.options import option
 from core.errors import Mistake
 from core.moments import Moments
 from core.streams import Streams

@@ -18,7 +18,7 @@ from agents.adam import SGD, Adam, polyak
 from agents.fleet import Fleet, Meter, Report, Worlds, action_range
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
-from core.config import option
+from core.options import option
 from core.errors import Mistake
 from core.streams import Streams
 

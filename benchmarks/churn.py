@@ -18,9 +18,9 @@ from pathlib import Path
 import tomli_w
 
 from client.session import RunConfig
-from core.config import build, nested, override
+from core.options import build, nested, override
+from flower.launch import free_port, processes, start_peer
 from runs.directory import RunDirectory, read_toml
-from server.launch import free_port, processes, start_peer
 
 
 def main() -> None:

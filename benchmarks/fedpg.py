@@ -20,10 +20,9 @@ from benchmarks.policy_gradient import peer
 from benchmarks.timing import Row, interleaved, one_thread, report
 from benchmarks.workers import worked
 from client.session import RunConfig
-from core.config import build, nested, override
+from core.options import build, nested, override
 from runs.directory import RunDirectory, read_toml
 from server import engines
-
 CONF = Path(__file__).parents[1] / "conf" / "fedpg_cartpole.toml"
 
 

@@ -18,11 +18,11 @@ import grpc
 import numpy as np
 
 from benchmarks.timing import Row, Spread, one_thread, report
-from client.gossip.here import Identity, Patience
-from client.gossip.inbox import Parcel
-from client.gossip.topology import Topology
-from client.gossip.wire import Wire
-from server.launch import free_port
+from flower.launch import free_port
+from gossip.here import Identity, Patience
+from gossip.inbox import Parcel
+from gossip.wire import Wire
+from strategies.graphs.topology import Topology
 
 ROOT = Path(__file__).parents[1]
 WIDTH, ROUNDS, CALLS = 75_000, 100, 400  # 300 KB

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.ppo import CONFIG, COPIES, theirs
 from benchmarks.timing import Row, interleaved, one_thread, report
 from client.session import RunConfig
-from core.config import build, nested
+from core.options import build, nested
 from runs.directory import RunDirectory
 from server.engines import prepare
 from server.federate import federate

@@ -23,12 +23,12 @@ import numpy as np
 from benchmarks.fedpg import CONF
 from benchmarks.timing import Row, one_thread, report
 from client.session import RunConfig
-from core.config import build, nested, override
+from core.options import build, nested, override
 from runs.directory import RunDirectory, read_toml
 from server import engines
 from strategies import fedpg_br
-from strategies.geometry import F32
-from strategies.robust import fedpg_filter
+from strategies.rules.geometry import F32
+from strategies.rules.robust import fedpg_filter
 
 AGENTS, LIARS = 10, 3
 ATTACKS = ("none", "sign-flip", "average-zero")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.timing import Row, interleaved, one_thread, report
-from client.gossip.mixing import Network
-from client.gossip.topology import Topology
+from gossip.mixing import Network
+from strategies.graphs.topology import Topology
 
 PEERS, WIDTH, DEGREE = 1000, 10_000, 4
 TOPOLOGIES = ("complete", "exponential", "random", "regular", "ring", "directed-ring")

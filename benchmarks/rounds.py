@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.timing import Row, Spread, report
 from client.session import RunConfig
-from core.config import build, flatten, nested
+from core.options import build, flatten, nested
+from flower.control import Control
+from flower.launch import processes, spawn, superlink
 from runs.directory import RunDirectory
-from server.control import Control
-from server.launch import processes, spawn, superlink
 
 ROOT = Path(__file__).parents[1]
 IDLE = {

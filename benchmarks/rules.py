@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Rates, Row, interleaved, one_thread, report
-from strategies import robust
-from strategies.geometry import F32
+from strategies.rules import robust
+from strategies.rules.geometry import F32
 
 WIDTH = 100_000
 STEPS = 100

@@ -32,8 +32,8 @@ def certs(
 
     Called again for more of them, the same authority signs. Machines get ca.pem and what is theirs; ca.key stays here.
     """
+    from cli.certificates import Authority, general_name, node_key
     from cli.node import parse_agents
-    from client.certificates import Authority, general_name, node_key
 
     numbers = {"node": parse_agents(nodes) if nodes else [], "peer": parse_agents(peers) if peers else []}
     if server is None:  # who calls again for more nodes need not know the server's names

@@ -33,13 +33,13 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Where the runs lie; out/demo-TIME otherwise.")] = None,
 ) -> None:
     """Ten agents learn CartPole together, three of them lie: with the filter of FedPG-BR, and without. A minute."""
-    from client.attacks import Plan
+    from attacks.attacks import Plan
     from client.session import from_person
-    from core.config import override
+    from core.options import override
     from runs import plots
     from runs.directory import read_toml
     from runs.figures import curve
-    from server.ledger import over_rounds
+    from runs.ledger import over_rounds
 
     changes = [f"seed={seed}", *([f"attack.kind={attack}"] if attack is not None else []), *(settings or [])]
     config = from_person(override(read_toml(CONF), changes))
@@ -75,7 +75,7 @@ NEXT = """what to try next:
 
 def learn(config: RunConfig, path: Path, title: str) -> Records:
     """One run, with a live line; its records."""
-    from core.config import nested
+    from core.options import nested
     from runs.directory import RunDirectory
     from server import engines
     from server.stop import interruptible

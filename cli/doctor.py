@@ -51,7 +51,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
     """What is installed here, whether it fits, and what to do where it does not."""
-    from server.launch import marks
+    from flower.launch import marks
 
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
@@ -241,7 +241,7 @@ def is_free(port: int) -> bool:
 
 def holder(port: int) -> tuple[int, str] | None:
     """Process and command that listen on a port; None if it is somebody else's, or this is not Linux."""
-    from server.launch import command
+    from flower.launch import command
 
     sockets = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -38,7 +38,7 @@ def evaluate(
 ) -> None:
     """Judge the agents of a run again, in its world or (--set world...) in another."""
     from client.session import RunConfig, Session
-    from core.config import build, override
+    from core.options import build, override
     from core.streams import Streams
     from envs.video import record
     from runs import checkpoints
@@ -156,10 +156,10 @@ def plot(
 def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
     """The communication matrix of a run, or how far from each other its agents were."""
     from client.session import RunConfig
-    from core.config import build
+    from core.options import build
     from runs import links as pictures
     from runs.directory import RunDirectory
-    from strategies.matrix import STAR, communication
+    from strategies.graphs.matrix import STAR, communication
 
     if len(places) != 1:
         raise Mistake(f"--matrix and --pairs draw one run, not {len(places)}")
@@ -252,7 +252,7 @@ def read(places: list[Path]) -> list[Run]:
     """The runs in these places. One that was named must have metrics; below a directory, those without are left out."""
     from agents import FLEETS
     from client.session import RunConfig
-    from core.config import nested
+    from core.options import nested
     from runs.directory import RunDirectory
 
     paths: dict[Path, bool] = {}
@@ -367,7 +367,7 @@ def over_seeds(group: list[Run]) -> dict[str, Any]:
 def on_the_way(label: str, group: list[Run], value: float, x: str) -> dict[str, Any]:
     """Where a group's mean return gets to a value, and how its filter did, where it is known who lied."""
     from runs import figures
-    from server.ledger import over_rounds
+    from runs.ledger import over_rounds
 
     try:
         found = figures.reach([run.records for run in group], value, x)

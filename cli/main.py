@@ -59,7 +59,7 @@ def run(
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
     from cli.screen import announce, show, teller
     from client.session import RunConfig, from_person
-    from core.config import build, nested, override
+    from core.options import build, nested, override
     from runs import plots, trackers
     from runs.directory import RunDirectory, read_toml
     from server import engines
@@ -134,7 +134,7 @@ def conf(
 ) -> None:
     """Every key that a conf may hold: its default, its range, its sentence."""
     from client.session import RunConfig
-    from core.config import keys
+    from core.options import keys
 
     rows = Table("key", "default", "kind", "range", "meaning", box=None)
     for key in keys(RunConfig):

@@ -81,7 +81,7 @@ def node(
         raise Mistake(f"--certificates: there is no folder {certificates}")
 
     if attack:
-        from client.attacks import schedules
+        from attacks.attacks import schedules
 
         if set(schedules(attack, "--attack")) != {None}:
             raise Mistake(
@@ -90,12 +90,12 @@ def node(
         console.print(f"these agents attack: {attack}", markup=False)
 
     # Seconds of imports, after what can be wrong was looked at.
-    from client.claims import claimed
+    from cli.seats import claimed
     from client.client_app import snapshots
-    from client.fleet_link import Address, Key
-    from client.gossip.member import Door, make_party
     from client.node import Node
     from client.party import run_name
+    from flower.fleet import Address, Key
+    from gossip.member import Door, make_party
     from strategies.messages import is_address
 
     for option, text in (("--peers", peers), ("--listen", listen)):

@@ -30,10 +30,10 @@ def peer(
 ) -> None:
     """Learn among peers until the rounds are done, or SIGTERM; what is learned is saved, and peers may come again."""
     from cli.screen import show, teller
-    from client.gossip.peer import peer as serve
-    from client.gossip.peer import refuse, roster
     from client.session import from_person
-    from core.config import nested, override
+    from core.options import nested, override
+    from gossip.peer import peer as serve
+    from gossip.peer import refuse, roster
     from runs import trackers
     from runs.directory import RunDirectory, read_toml
     from server.stop import interruptible

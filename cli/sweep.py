@@ -50,7 +50,7 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print what it came to as one JSON object.")] = False,
 ) -> None:
     """Run a conf for every combination of values and every seed, in parallel; the same command again goes on."""
-    from core.config import override
+    from core.options import override
     from runs.directory import read_toml
 
     changes = [*(settings or []), *([f"engine={engine}"] if engine is not None else [])]
@@ -181,7 +181,7 @@ def split(text: str) -> list[str]:
 def combine(table: Mapping[str, Any], axes: Grid, stem: str) -> list[Combination]:
     """Every combination with its configuration; a mistake in any of them is found here."""
     from client.session import from_person
-    from core.config import override
+    from core.options import override
 
     found: list[Combination] = []
     for values in itertools.product(*axes.values()):
@@ -201,7 +201,6 @@ def try_out(configs: Mapping[str, RunConfig]) -> None:
     """Make the worlds and learners of every combination: what cannot run is found before anything starts."""
     from runs import trackers
     from server import engines
-
     for name, config in configs.items():
         try:
             trackers.check(config.wandb)
@@ -315,7 +314,7 @@ class Working:
 
 def work(todo: Sequence[Run], done: int, jobs: int, directory: Path, lock: int) -> tuple[dict[str, str], bool]:
     """Run what is to be done, some at a time; returns who failed and why, and whether somebody asked to stop."""
-    from server.launch import wait
+    from flower.launch import wait
     from server.stop import interruptible
 
     waiting, at_work, failed = list(todo), list[Working](), dict[str, str]()
@@ -371,7 +370,7 @@ def start(run: Run, directory: Path, lock: int) -> Working:
 @contextmanager
 def nobody_stays(at_work: list[Working]) -> Iterator[None]:
     """However the block ends: who is still at work is asked (again: at once), waited for, and killed."""
-    from server.launch import wait
+    from flower.launch import wait
 
     try:
         yield

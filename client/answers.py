@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from agents.fleet import Fleet, Report
 from agents.ppo import PPOFleet
-from client import attacks, digest
+from attacks import attacks
 from client.session import Session
 from core.errors import Failure
+from runs import digest
 from strategies import messages
-
 F32 = NDArray[np.float32]
 Asked = Sequence[tuple[int, Message]]
 

@@ -15,7 +15,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from client.attacks import Silence
+from attacks.attacks import Silence
 from client.party import Flat, Party, run_name
 from core.errors import Mistake
 

@@ -27,10 +27,10 @@ from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 
-from client import digest
-from client.attacks import Silence
-from client.fleet_link import HEARTBEAT_S, Address, FleetLink, Forgotten, Key, RunOver, TooLarge, Unreachable
+from attacks.attacks import Silence
 from core.errors import Failure, Mistake
+from flower.fleet import HEARTBEAT_S, Address, FleetLink, Forgotten, Key, RunOver, TooLarge, Unreachable
+from runs import digest
 from strategies.messages import RefusedError
 
 Flat = Mapping[str, bool | int | float | str]
@@ -46,7 +46,7 @@ AGAIN_S = 2.0  # the longest pause between two tries to reach a SuperLink
 
 
 class Party(Protocol):
-    """One agent in one run, as client/party.py has it; client/gossip/member.py answers some messages later."""
+    """One agent in one run, as client/party.py has it; gossip/member.py answers some messages later."""
 
     def answer(self, message: Message) -> RecordDict | Future[RecordDict]: ...
     def save(self) -> None: ...

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from flwr.app import Message, MessageType, RecordDict
 
+from attacks.attacks import Silence
 from client.answers import answer
-from client.attacks import Silence
 from client.session import RunConfig, Session
-from core.config import build, unflatten
+from core.options import build, unflatten
 from core.errors import Mistake
 from runs import checkpoints
 from runs.peers import PEERS
 from strategies import messages
-
 Flat = Mapping[str, bool | int | float | str]
 # What Flower's configuration says beside the run's own: where its directory is, and the name that it keeps for life.
 ABOUT_THE_RUN = {"directory": "", "run": ""}

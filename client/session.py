@@ -15,19 +15,18 @@ from agents.fleet import F32, Fleet, Report, merge
 from agents.policy_gradient import PolicyGradientConfig
 from agents.ppo import PPOConfig
 from agents.td3 import TD3Config, TD3Fleet
-from client.attacks import FALSE_WORLDS, AttackConfig, Plan, drawn_in
-from client.false_worlds import FalseWorlds
-from client.gossip import topology
-from client.gossip.config import GossipConfig
-from core.config import build, option, table
+from attacks.attacks import FALSE_WORLDS, AttackConfig, Plan, drawn_in
+from attacks.false_worlds import FalseWorlds
+from core.options import build, option, table
 from core.errors import Failure, Mistake
 from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
-from strategies import matrix
+from gossip.config import GossipConfig
 from strategies.fedavg_td3 import SyncConfig
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPGConfig
+from strategies.graphs import matrix, topology
 from strategies.kl_ppo import KLConfig
 from strategies.schedule import Schedule
 

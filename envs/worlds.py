@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from core.config import option
+from core.options import option
 from core.rows import Rows
 from core.streams import Streams
 

@@ -15,19 +15,19 @@ from typing import Any
 
 import tomli_w
 
-from client.gossip.peers import STRATEGIES
-from client.gossip.run import gossip, network
 from client.party import ABOUT_THE_RUN
 from client.session import RunConfig, Session
-from core.config import flatten, nested
+from core.options import flatten, nested
 from core.errors import Failure, Mistake
+from flower.control import Control, Status
+from gossip.peers import STRATEGIES
+from gossip.run import gossip, network
 from runs import figures
 from runs.directory import RunDirectory
+from runs.ledger import over_rounds
 from runs.peers import PEERS, Together, save_weights
-from server.control import Control, Status
 from server.federate import check, federate
 from server.grids import LocalGrid
-from server.ledger import over_rounds
 
 Record = dict[str, Any]
 Tell = Callable[[Record], None]
@@ -116,7 +116,7 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
 
 def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int) -> Record:
     """A stock SuperLink and nodes of ours as processes on this machine; all of them end with the run."""
-    from server.launch import processes, start_node, superlink
+    from flower.launch import processes, start_node, superlink
 
     place = directory.path.resolve()
     # Apps are installed and compiled once per machine, not once per run.
@@ -180,7 +180,7 @@ def _submit(
 
 def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop) -> Record:
     """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run."""
-    from server.launch import free_port, processes, running, send, start_peer
+    from flower.launch import free_port, processes, running, send, start_peer
 
     place = directory.path.resolve()
     if not config.gossip.roster:

@@ -13,22 +13,22 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from agents.policy_gradient import PolicyGradientFleet
+from attacks.attacks import Plan
 from client.answers import exchangeable, layout
-from client.attacks import Plan
-from client.gossip.peer import countable
-from client.gossip.peers import STRATEGIES
-from client.gossip.run import check as check_peers
 from client.session import RunConfig, Session
-from core.config import flatten
+from core.options import flatten
 from core.errors import Mistake
 from core.streams import Streams, agent_seeds
 from envs import make_worlds
+from gossip.peer import countable
+from gossip.peers import STRATEGIES
+from gossip.run import check as check_peers
 from runs import figures
 from runs.directory import RunDirectory
 from runs.keeper import Keeper
+from runs.ledger import Ledger, over_rounds, truth
 from runs.trackers import Trackers
 from server.grids import LocalGrid
-from server.ledger import Ledger, over_rounds, truth
 from server.rounds import Interrupted, QuorumError, Rounds
 from server.unseen import Unseen
 from strategies.alone import Alone
@@ -36,10 +36,10 @@ from strategies.fedavg import FedAvg
 from strategies.fedavg_td3 import FedAvgTD3
 from strategies.federation import Federation
 from strategies.fedpg_br import FedPG
+from strategies.graphs.matrix import STAR
 from strategies.kl_ppo import KLPPO, OBSERVATIONS, POLICY
-from strategies.matrix import STAR
-from strategies.robust import make_rule, weighted_mean
 from strategies.roster import Roster
+from strategies.rules.robust import make_rule, weighted_mean
 
 Record = dict[str, Any]
 

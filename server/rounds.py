@@ -17,10 +17,10 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from client import digest
 from core.errors import Failure, Mistake
 from core.streams import child
-from server.ledger import Ledger
+from runs import digest
+from runs.ledger import Ledger
 from strategies import messages
 from strategies.federation import Federation, FederationConfig
 from strategies.messages import RefusedError

@@ -17,11 +17,11 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from client.answers import exchangeable
-from client.gossip.peers import STRATEGIES
 from client.party import ABOUT_THE_RUN, run_config
 from client.session import RunConfig, Session
-from core.config import flatten, nested
+from core.options import flatten, nested
 from core.errors import Failure, Mistake
+from gossip.peers import STRATEGIES
 from runs.directory import RunDirectory
 from server.federate import check, federate
 
@@ -43,7 +43,7 @@ def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
     # Here and not above: a database's library comes with it, two seconds that nobody else need wait.
     from flwr.superlink.grid import GrpcGrid
 
-    from server.link_grid import LinkGrid
+    from flower.grid import LinkGrid
 
     if not isinstance(grid, GrpcGrid):
         return grid

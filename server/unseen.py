@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.session import RunConfig, Session
-from core.config import build, nested
+from core.options import build, nested
 from core.errors import Mistake
 from envs import WorldConfig
 

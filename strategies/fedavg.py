@@ -16,7 +16,7 @@ from core.rows import adopt
 from strategies import messages
 from strategies.federation import Arrays, Config, Federation
 from strategies.messages import Trained
-from strategies.robust import Rule, TooFewError, weighted_mean
+from strategies.rules.robust import Rule, TooFewError, weighted_mean
 
 
 class FedAvg(Federation):

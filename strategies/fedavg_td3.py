@@ -15,13 +15,13 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
-from core.config import option
+from core.options import option
 from core.rows import adopt
 from strategies import messages
 from strategies.fedavg import FedAvg
 from strategies.federation import Arrays, Config
 from strategies.messages import Trained
-from strategies.robust import Rule
+from strategies.rules.robust import Rule
 from strategies.schedule import ACTOR, Schedule
 
 # The file of the actors that agents last had of their own.

@@ -20,10 +20,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from core.config import option
+from core.options import option
 from strategies import messages
 from strategies.messages import Judged, RefusedError, Trained
-from strategies.robust import RuleConfig
+from strategies.rules.robust import RuleConfig
 
 Arrays = dict[str, NDArray[Any]]
 Config = Mapping[str, Any]

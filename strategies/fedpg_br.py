@@ -15,13 +15,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
-from core.config import option
+from core.options import option
 from core.errors import Mistake
 from core.rows import adopt
 from strategies import messages, scsg
 from strategies.federation import Arrays, Config, Federation, FederationConfig
 from strategies.messages import Trained
-from strategies.robust import Rule, TooFewError, Verdict, fedpg_filter, make_rule, number
+from strategies.rules.robust import Rule, TooFewError, Verdict, fedpg_filter, make_rule, number
 from strategies.scsg import SCSGConfig
 
 F32 = NDArray[np.float32]

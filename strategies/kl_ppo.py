@@ -17,14 +17,14 @@ from flwr.app import Message, RecordDict
 from flwr.common import log
 from numpy.typing import NDArray
 
-from core.config import option
+from core.options import option
 from core.moments import merged
 from core.rows import adopt
 from strategies import messages
 from strategies.federation import Arrays, Config, Federation
-from strategies.matrix import NAMES, STAR, communication, spelled
+from strategies.graphs.matrix import NAMES, STAR, communication, spelled
 from strategies.messages import Trained
-from strategies.robust import Rule, TooFewError
+from strategies.rules.robust import Rule, TooFewError
 
 Bools = NDArray[np.bool_]
 AVERAGE = "average"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config import option
+from core.options import option
 from core.errors import Mistake
 
 F32 = NDArray[np.float32]

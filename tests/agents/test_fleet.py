@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client.session import RunConfig, Session
-from core.config import build
+from core.options import build
 from core.errors import Failure
 from runs import checkpoints
 from tests.agents.tiny import Recorder
@@ -44,7 +44,7 @@ GO_ON = """
 import json, sys
 from pathlib import Path
 from client.session import RunConfig, Session
-from core.config import build
+from core.options import build
 from runs import checkpoints
 from tests.agents.tiny import Recorder
 folder = Path(sys.argv[1])

@@ -198,7 +198,7 @@ def test_a_thousand_agents_fit_in_a_process():
     program = """
 import resource
 from client.session import RunConfig, Session
-from core.config import build
+from core.options import build
 session = Session(build(RunConfig, {
     "algorithm": "policy-gradient", "agents": 1000, "evaluate-episodes": 0,
     "world": {"id": "CartPole-v1", "copies": 4}, "policy-gradient": {"batch": 4},

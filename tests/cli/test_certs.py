@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from cli.certificates import Authority
 from cli.certs import certs
-from client.certificates import Authority
-from client.fleet_link import Key
 from core.errors import Mistake
+from flower.fleet import Key
 
 DAY = timedelta(days=1)
 

@@ -201,7 +201,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs beside the tests must not decide how they end."""
     monkeypatch.setattr(module, "is_free", lambda port: True)
     monkeypatch.setattr(module, "available_memory", lambda: 8 * GIB)
-    monkeypatch.setattr("server.launch.marks", dict)
+    monkeypatch.setattr("flower.launch.marks", dict)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "200")
 

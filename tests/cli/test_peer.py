@@ -17,14 +17,14 @@ import pytest
 import tomli_w
 
 from cli.peer import peer
-from client.gossip.peer import peer as serve
 from client.session import RunConfig
-from core.config import build
+from core.options import build
 from core.errors import Failure, Mistake
+from flower.launch import free_port, processes, start_peer, wait
+from gossip.peer import peer as serve
 from runs import checkpoints
 from runs.directory import RunDirectory
 from runs.peers import joined
-from server.launch import free_port, processes, start_peer, wait
 
 ROOT = Path(__file__).parents[2]
 LONG_S = 300.0  # far more than anything here takes on an idle machine

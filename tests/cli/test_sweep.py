@@ -18,7 +18,7 @@ import pytest
 import cli.main
 from cli import look, sweep
 from client.session import RunConfig
-from core.config import build, nested, override
+from core.options import build, nested, override
 from core.errors import Mistake
 from runs.directory import RunDirectory
 

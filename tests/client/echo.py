@@ -14,9 +14,9 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from cli.node import parse_agents
-from client.fleet_link import Address, Key
 from client.node import Node
 from core.errors import Failure, Mistake
+from flower.fleet import Address, Key
 
 
 class Echo:

@@ -24,15 +24,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from flwr.cli.build import build_fab_from_disk
 from flwr.proto.control_pb2 import RegisterNodeRequest
 
+from cli.certificates import Authority, node_key
 from cli.certs import certs
 from cli.node import parse_agents
-from client import digest
-from client.certificates import Authority, node_key
-from client.fleet_link import Address, Key
 from client.node import Node
 from core.errors import Failure, Mistake
-from server.control import Control
-from server.launch import QUIET, SuperLink, free_port, marks, processes, send, spawn, superlink, wait
+from flower.control import Control
+from flower.fleet import Address, Key
+from flower.launch import QUIET, SuperLink, free_port, marks, processes, send, spawn, superlink, wait
+from runs import digest
 from tests.client import letters
 from tests.client.echo import Echo
 

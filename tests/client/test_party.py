@@ -10,7 +10,7 @@ import pytest
 
 from client.party import KEPT, Party, run_config, run_name
 from client.session import from_person
-from core.config import flatten
+from core.options import flatten
 from core.errors import Mistake
 
 MODULE = """

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from flower.launch import END_S, end, free_port, running, spawn, wait
 from runs.directory import RunDirectory
-from server.launch import END_S, end, free_port, running, spawn, wait
 
 pytestmark = pytest.mark.compose
 

@@ -10,7 +10,7 @@ from flwr.app import Context, RecordDict
 
 import client.client_app
 from client.session import RunConfig, Session
-from core.config import flatten
+from core.options import flatten
 from runs.directory import RunDirectory
 from server.engines import prepare
 from server.federate import federate

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
-from client import digest
+from runs import digest
 from strategies import messages
 from strategies.fedavg import FedAvg
 

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 import client.client_app
 from client.client_app import app as client_app
-from core.config import unflatten
+from core.options import unflatten
 from core.errors import Mistake
 from runs.directory import RunDirectory
 from server.server_app import app as server_app

@@ -19,12 +19,12 @@ import pytest
 import tomli_w
 
 from client.session import RunConfig
-from core.config import build, flatten, nested, override
+from core.options import build, flatten, nested, override
 from core.errors import Failure
+from flower.control import Control
+from flower.launch import QUIET, processes, spawn, start_node, superlink
 from runs import checkpoints
 from runs.directory import RunDirectory, read_toml
-from server.control import Control
-from server.launch import QUIET, processes, spawn, start_node, superlink
 
 ROOT = Path(__file__).parents[2]
 CONF = """
@@ -314,11 +314,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from flwr.app import Message, MessageType
-from client.fleet_link import Address
+from flower.fleet import Address
 from client.node import Node
 from client.party import Party, run_name
 from strategies import messages
-
 class Rogue(Party):
     lies = iter(["huge", "nan", "wide"] * 1000)
 

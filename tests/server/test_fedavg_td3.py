@@ -18,7 +18,7 @@ from agents.replay import Batch
 from agents.td3 import TD3Fleet
 from cli.main import main
 from client.session import RunConfig, Session
-from core.config import build, nested, override
+from core.options import build, nested, override
 from core.errors import Mistake
 from core.streams import agent_seeds
 from runs import checkpoints
@@ -27,7 +27,7 @@ from server.engines import prepare
 from strategies import messages
 from strategies.fedavg_td3 import FedAvgTD3
 from strategies.messages import Trained
-from strategies.robust import Rule, Verdict, weighted_mean
+from strategies.rules.robust import Rule, Verdict, weighted_mean
 from strategies.schedule import Schedule
 from tests.server.federations import column, here, local
 from tests.server.test_apps import Here

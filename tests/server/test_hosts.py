@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flower.launch import QUIET, free_port, processes, ready, send, spawn, wait
 from runs.directory import RunDirectory
-from server.launch import QUIET, free_port, processes, ready, send, spawn, wait
 
 pytestmark = pytest.mark.netns
 

@@ -16,7 +16,7 @@ from flwr.app import Message, MessageType
 
 from cli.main import main
 from client.session import RunConfig, Session
-from core.config import build, override
+from core.options import build, override
 from core.errors import Mistake
 from runs import checkpoints
 from runs.directory import RunDirectory
@@ -210,7 +210,7 @@ def test_policies_that_came_from_nodes_can_be_judged_again(
 ) -> None:
     """Value functions stayed with their owners; acting does not need them."""
     run = here(tmp_path / "here", config("ppo.normalise-observations=true"), monkeypatch)
-    from core.config import nested
+    from core.options import nested
 
     run.write_conf(nested(config("ppo.normalise-observations=true")))
     assert "value" not in weights(run)

@@ -21,16 +21,16 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 from cli.certs import certs
 from cli.node import door, node
-from client.gossip.member import Door, Member
 from client.session import RunConfig, Session
-from core.config import build, flatten, nested, override
+from core.options import build, flatten, nested, override
 from core.errors import Mistake
+from flower.control import Control
+from flower.launch import processes, start_node, superlink, wait
+from gossip.member import Door, Member
 from runs import checkpoints
 from runs.directory import RunDirectory
 from runs.peers import PEERS
 from server import engines
-from server.control import Control
-from server.launch import processes, start_node, superlink, wait
 from server.server_app import app as server_app
 from server.server_app import limit
 from strategies import messages

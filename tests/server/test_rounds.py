@@ -12,11 +12,11 @@ import pytest
 from flwr.app import Message
 
 from client.session import RunConfig
-from core.config import build
+from core.options import build
 from core.errors import Failure, Mistake
+from runs.ledger import Ledger
 from server import rounds as rounds_module
 from server.engines import prepare
-from server.ledger import Ledger
 from server.rounds import Interrupted, QuorumError, Rounds
 from strategies.federation import FederationConfig
 from tests.server.scripted import ODD, Scripted, always, fedavg

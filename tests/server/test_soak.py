@@ -19,8 +19,7 @@ from typing import Any
 
 import pytest
 
-from runs.directory import RunDirectory
-from server.launch import (
+from flower.launch import (
     QUIET,
     SuperLink,
     command,
@@ -34,6 +33,7 @@ from server.launch import (
     superlink,
     wait,
 )
+from runs.directory import RunDirectory
 
 pytestmark = pytest.mark.soak
 

@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from strategies import messages
 from strategies.fedavg import FedAvg
 from strategies.messages import RefusedError
-from strategies.robust import TooFewError, Verdict, weighted_mean
+from strategies.rules.robust import TooFewError, Verdict, weighted_mean
 
 WIDTHS = {"policy": 3}
 LAYOUT = 77

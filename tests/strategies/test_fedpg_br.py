@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from client.session import RunConfig
-from core.config import build
+from core.options import build
 from core.errors import Mistake
 from runs import checkpoints
 from runs.directory import RunDirectory
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPG, FedPGConfig
 from strategies.messages import Trained, order
-from strategies.robust import RULES
+from strategies.rules.robust import RULES
 from tests.server.federations import local
 from tests.server.scripted import LAYOUT
 

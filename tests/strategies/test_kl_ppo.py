@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 
-from core.config import build
+from core.options import build
 from core.errors import Mistake
 from strategies import messages
 from strategies.kl_ppo import KLPPO, KLConfig
 from strategies.messages import RefusedError, Trained
-from strategies.robust import RuleConfig, make_rule
+from strategies.rules.robust import RuleConfig, make_rule
 
 WIDTH, LAYOUT = 3, 7
 EXTRA = {"settle": True, "save": False}

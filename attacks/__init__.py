@@ -1,0 +1,1 @@
+"""Byzantine behaviour on purpose: forged rows, false worlds, and the plan of who attacks when. Knows no session."""

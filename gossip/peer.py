@@ -1,0 +1,143 @@
+"""A peer as a process: who it is by its configuration, and its run among the others."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from client.answers import layout
+from client.session import RunConfig, Session
+from core.options import flatten
+from core.errors import Mistake
+from gossip import gossip_pb2 as pb
+from gossip.handshakes import counted
+from gossip.here import Identity, Patience, Tls
+from gossip.peers import STRATEGIES, exchanged
+from gossip.run import check, gossip, topology
+from gossip.wire import Wire
+from runs import digest
+from runs.directory import RunDirectory
+from strategies.messages import is_address
+
+Record = dict[str, Any]
+# What may differ between the peers of a run: where they are, how long they wait, what they leave, and who lies.
+OWN = (
+    "engine", "threads", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "world.workers", "gossip.roster",
+    "gossip.certificates", "attack.",
+)  # fmt: skip
+
+
+def peer(
+    config: RunConfig,
+    number: int,
+    listen: str,
+    directory: RunDirectory,
+    *,
+    insecure: bool = False,
+    tell: Callable[[Record], None] = lambda record: None,
+    say: Callable[[str], None] = lambda words: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Learn among the others until the run is over or somebody asks to stop; returns the summary."""
+    refuse(config, number)
+    addresses = roster(config)
+    listen = listen or addresses[number]
+    folder = config.gossip.certificates
+    if not folder and not insecure and not all(map(loopback, [listen, *addresses.values()])):
+        raise Mistake(
+            "peers on more than one machine speak TLS: set gossip.certificates (fedrl certs makes them), or give "
+            "--insecure where the line between them is private"
+        )
+    tls = Tls.read(Path(folder), number) if folder else None
+    with closing(Session(config, [number])) as session:
+        wire = wired(config, session, addresses, tls, say, stop)
+        check(config, session, wire)
+        with serving(wire, listen) as port:
+            say(f"peer {number} of {config.agents} serves at {listen.rpartition(':')[0]}:{port}")
+            return gossip(config, session, wire, directory, tell, stop)
+
+
+def wired(
+    config: RunConfig,
+    session: Session,
+    addresses: Mapping[int, str],
+    tls: Tls | None,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> Wire:
+    """The wire of the one peer whose session this is."""
+    (number,) = session.numbers
+    return Wire(
+        identity(config, session, number), topology(config), addresses, _patience(config),
+        largest=config.gossip.largest, tls=tls, say=say, stop=stop,
+        after=lambda turn: session.plan.after(number, turn),
+    )  # fmt: skip
+
+
+@contextmanager
+def serving(wire: Wire, listen: str) -> Iterator[int]:
+    """Serves there, and looks for the others, until the end of the block; yields the port, which may have been 0."""
+    with ExitStack() as open_:
+        if wire.here.tls is not None:
+            open_.enter_context(counted(lambda: wire.here.refuse(pb.STATUS_NO_CERTIFICATE)))
+        open_.callback(wire.close)
+        yield wire.open(listen)
+
+
+def refuse(config: RunConfig, number: int) -> None:
+    """What no peer can do."""
+    if config.strategy not in STRATEGIES:
+        raise Mistake(f"{config.strategy} has a server; peers learn by the strategies {', '.join(STRATEGIES)}")
+    if not 0 <= number < config.agents:
+        raise Mistake(f"--id {number}: the run has the peers 0 to {config.agents - 1}")
+    countable(config)
+
+
+def countable(config: RunConfig) -> None:
+    """Nobody knows how far all peers are, so each ends after so many rounds."""
+    if not config.rounds or config.steps:
+        raise Mistake("peers end together after so many rounds: set 'rounds', and 'steps' to 0")
+
+
+def roster(config: RunConfig) -> dict[int, str]:
+    """Where every peer is reached."""
+    found: dict[int, str] = {}
+    for key, address in config.gossip.roster.items():
+        if not key.isdecimal() or not is_address(address):
+            raise Mistake(f"'gossip.roster' has an entry 0 = \"HOST:PORT\" per peer, not {key} = {address!r}")
+        found[int(key)] = str(address)
+    missing = sorted(set(range(config.agents)) - set(found))
+    if missing or len(found) > config.agents:
+        words = f"says nothing of peer {missing[0]}" if missing else f"names peer {max(found)}"
+        raise Mistake(f"'gossip.roster' {words}: the run has the peers 0 to {config.agents - 1}")
+    return dict(sorted(found.items()))
+
+
+def identity(config: RunConfig, session: Session, number: int) -> Identity:
+    """What makes a peer one of this run."""
+    same = {
+        key: value
+        for key, value in flatten(config).items()
+        if not key.startswith(OWN) and not (key.startswith("gossip.") and key.endswith("-s"))
+    }
+    conf = int.from_bytes(hashlib.sha256(json.dumps(same, sort_keys=True).encode()).digest()[:8], "big")
+    width = max(where.stop for where in exchanged(config, session.fleet).values())
+    return Identity(number, config.agents, conf, digest.installed(), layout(session), width)
+
+
+def _patience(config: RunConfig) -> Patience:
+    own = config.gossip
+    return Patience(own.deadline_s, own.dead_s, own.beat_s, own.call_s, own.start_s, own.end_s)
+
+
+def loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

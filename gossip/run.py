@@ -1,0 +1,218 @@
+"""A run without a server, from its configuration to its directory: of all peers in one process, or of one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.answers import measured
+from client.session import RunConfig, Session
+from core.options import flatten
+from core.errors import Failure, Mistake
+from gossip.medium import Medium
+from gossip.mixing import Network
+from gossip.peers import STRATEGIES, Peers, exchanged
+from runs import figures
+from runs.directory import RunDirectory
+from runs.keeper import Keeper
+from runs.trackers import Trackers
+from strategies.graphs.topology import Topology
+
+Record = dict[str, Any]
+# What a ledger counts of every agent; no medium need know of all of it.
+_COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
+
+
+def check(config: RunConfig, session: Session, medium: Medium | None = None) -> None:
+    """Refuse what cannot run, before anything starts."""
+    if moments := session.fleet.moments:
+        raise Mistake(
+            f"gossip mixes weights, and {config.algorithm} also keeps running moments ({', '.join(moments)}), which "
+            "would be others at every peer: turn its normalisation off"
+        )
+    kinds = {kind for kinds in session.plan.schedules() for kind in kinds.values()}
+    if "delay" in kinds and medium is None and config.engine == "local":
+        raise Mistake(
+            "the attack 'delay' waits on a clock, and peers of one process share one: take the engine gossip, or "
+            "'silence'"
+        )
+    exchanged(config, session.fleet)
+    topology(config)
+    STRATEGIES[config.strategy](config, session, medium or cast(Medium, _Nowhere(session.numbers)))
+
+
+class _Nowhere(NamedTuple):
+    """The medium of peers that only look whether they could learn."""
+
+    peers: Sequence[int]
+
+
+def topology(config: RunConfig) -> Topology:
+    return Topology(config.gossip.topology, config.agents, config.gossip.degree, config.seed)
+
+
+def network(config: RunConfig, session: Session) -> Network:
+    """All peers of a run in this process."""
+    plan = session.plan
+
+    def silent(number: int) -> list[int]:
+        return [peer for peer in session.numbers if plan.kind(peer, number) == "silence"]
+
+    return Network(topology(config), silent, config.gossip.largest)
+
+
+def gossip(
+    config: RunConfig,
+    session: Session,
+    medium: Medium,
+    directory: RunDirectory,
+    tell: Callable[[Record], None] = lambda record: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Rounds of the peers here until the run is over or somebody asks to stop; returns the summary.
+
+    Goes on where the directory's last checkpoint is.
+    """
+    with directory.held(), closing(Learning(config, session, medium, directory)) as learning:
+        learning.join()
+        while not (learning.over or stop()):
+            tell(learning.round(learning.number + 1))
+        learning.finish()
+        return figures.summary(directory.read_metrics()) | {
+            "run_dir": str(directory.path),
+            "interrupted": not learning.over,
+        }
+
+
+class Learning:
+    """The peers here, round after round, and what they leave; begins where the directory's last checkpoint is."""
+
+    def __init__(self, config: RunConfig, session: Session, medium: Medium, directory: RunDirectory) -> None:
+        self.config, self.session, self.medium, self.directory = config, session, medium, directory
+        self.peers = STRATEGIES[config.strategy](config, session, medium)
+        saved, meta = directory.load_checkpoint()
+        self.number = int(meta.get("round", 0))  # rounds done
+        directory.rewind(self.number)
+        if meta:
+            session.load_state(_within("agents.", saved))
+            self.peers.load_state(_within("peers.", saved))
+        about = {"algorithm": config.algorithm, "world": config.world.id}
+        self._keeper = Keeper(directory, _Kept(session, self.peers), config.checkpoints, about)
+        since = int(np.mean(session.worlds.steps)) if meta else 0
+        self._trackers = Trackers(directory.path, flatten(config), config.tensorboard, config.wandb, since)
+        self._begun = time.perf_counter() - float(meta.get("wall_s", 0.0))
+        self._gained = np.zeros(len(session.numbers), np.int64)
+
+    @property
+    def over(self) -> bool:
+        return self.config.over(self.number, self.session.worlds.steps.tolist())
+
+    def join(self) -> None:
+        """Wait for the others; catch up with those who are at work."""
+        try:
+            self.number, weights = self.medium.join(self.number)
+        except Failure as failure:
+            if not self.number:
+                raise
+            raise Failure(
+                f"{failure}; if the others have done all their rounds and left, this peer's own end with "
+                f"{self.number}, and what it had learned by then is in {self.directory.weights}"
+            ) from None
+        if weights is not None:
+            self.peers.join(weights)
+
+    def round(self, number: int, judge: bool | None = None, save: bool | None = None) -> Record:
+        """This round, or a later one that the others are in; judged and saved as told, or where the conf has it."""
+        config, steps = self.config, self.session.worlds.steps
+        self.number = number = self.medium.next(number, self.peers.weights)
+        lived = steps.copy()
+        if judge is None:
+            last = config.over(number, (lived + self._gained).tolist())
+            judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
+        record = _round(config, self.session, self.peers, number, judge)
+        self._gained = steps - lived
+        record["wall_s"] = round(time.perf_counter() - self._begun, 6)
+        self.directory.log(record)
+        self._trackers.log(record)
+        self._keeper.after(record, number % config.checkpoint_every == 0 if save is None else save)
+        return record
+
+    def finish(self) -> None:
+        """Take in what was on its way, and save."""
+        self.peers.finish()
+        self._keeper.save(changed=True)
+
+    def rewind(self, number: int) -> None:
+        """Somebody else counts the rounds, and goes on after an earlier one than was the last here."""
+        if number < self.number:
+            self.number = number
+            self.directory.rewind(number)
+
+    def close(self) -> None:
+        self._trackers.close()
+
+
+def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge: bool) -> Record:
+    """One round, and the record of it: lists have an entry per peer here."""
+    begun, medium = time.perf_counter(), peers.medium
+    report, notes = peers.round(number, number % config.settle_every == 0)
+    judging = time.perf_counter()
+    nobody: list[float | None] = [None] * len(session.numbers)
+    returns = nobody
+    found = {name: _known(values) for name, values in measured(report).items()}
+    if judge:
+        returns = _known(session.evaluate().mean(axis=1))
+    elif not config.evaluate_episodes:
+        returns = found["training-return"]
+    now = time.perf_counter()
+    record: Record = {
+        "round": number,
+        "peers": session.numbers,
+        "return": returns,
+        "steps": session.worlds.steps.tolist(),
+    }
+    record |= {"updates": report.updates.tolist()} | found | notes
+    if len(session.numbers) == medium.network:
+        record["consensus"] = _known(distances(peers.weights))
+    nothing = dict.fromkeys(_COUNTED, [0] * len(session.numbers))
+    record |= nothing | medium.counts() | {"reasons": medium.reasons()}
+    seconds = {"acting_s": report.acting_s, "learning_s": report.learning_s}
+    seconds |= {"working_s": sum(seconds.values()), "judging_s": now - judging, "round_s": now - begun}
+    return record | {name: round(value, 6) for name, value in seconds.items()}
+
+
+def distances(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far every peer is from the mean of all."""
+    away = weights - weights.mean(axis=0, dtype=np.float64)
+    found: NDArray[np.float64] = np.sqrt((away**2).sum(axis=1))
+    return found
+
+
+def _known(values: NDArray[np.float64]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
+
+
+class _Kept:
+    """What peers leave: a row for each that lives here."""
+
+    def __init__(self, session: Session, peers: Peers) -> None:
+        self.session, self.peers = session, peers
+
+    def learned(self) -> dict[str, NDArray[Any]]:
+        return self.session.fleet.learned
+
+    def keepsakes(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        return self.peers.keepsakes()
+
+    def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        agents = {f"agents.{name}": array for name, array in self.session.state().items()}
+        return agents | {f"peers.{name}": array for name, array in self.peers.state().items()}, {}
+
+
+def _within(where: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(where): array for name, array in arrays.items() if name.startswith(where)}

@@ -1,0 +1,1 @@
+"""Who is linked to whom: gossip topologies and communication matrices."""

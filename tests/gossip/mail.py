@@ -1,0 +1,112 @@
+"""A medium of letters: every peer is a thread of its own with one row, and knows the others by what they post.
+
+Slow, and written without a look at the matrices of the real one: what both find must be the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gossip.medium import F32, F64, Bools, Heard, Lies, flaw
+from strategies.graphs.topology import Topology
+
+PATIENCE_S = 60.0
+LARGEST = 1e6
+
+
+class Post:
+    """Where letters wait: by what they are about, by recipient, by sender."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self._letters: dict[Any, dict[int, Any]] = defaultdict(dict)
+        self._came = threading.Condition()
+
+    def send(self, about: Any, to: int, of: int, what: Any) -> None:
+        with self._came:
+            self._letters[about, to][of] = what
+            self._came.notify_all()
+
+    def wait(self, about: Any, to: int, senders: Sequence[int]) -> dict[int, Any]:
+        with self._came:
+            there = self._came.wait_for(lambda: set(senders) <= self._letters[about, to].keys(), PATIENCE_S)
+            assert there, (about, to, senders, self._letters[about, to].keys())
+            return {k: self._letters[about, to][k] for k in sorted(senders)}
+
+
+class Mail:
+    """One peer's way to the others."""
+
+    def __init__(self, post: Post, peer: int) -> None:
+        self.post, self.peers, self.network = post, [peer], post.topology.peers
+
+    def mix(
+        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+    ) -> tuple[F32, F64]:
+        (me,), links = self.peers, self.post.topology.links(number)
+        kept = 0.0
+        for to, part in links.sent_by(me).items():
+            row, useless = x[0] if lies is None or to == me else lies(to).get(0, x[0]), False
+            if refused is not None and refused[0, to]:
+                kept, useless = kept + part, True
+            share = None if useless else ((np.float64(part) * row).astype(np.float32), part * y[0])
+            self.post.send((number, "share"), to, me, share)
+        total, mass = kept * x[0].astype(np.float64), kept * float(y[0])
+        for of, came in self.post.wait((number, "share"), me, links.heard_by(me)).items():
+            bad = came is not None and bool(flaw(came[0], x.shape[1], LARGEST * came[1]))
+            if came is not None and not bad:
+                total, mass = total + came[0], mass + came[1]
+            if refused is not None:
+                refused[0, of] = bad
+        return total.astype(np.float32)[None], np.array([mass])
+
+    def tell(
+        self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
+    ) -> list[Heard]:
+        (me,) = self.peers
+        last = final is not None and bool(final[0])
+        for to in range(self.network):
+            row = vectors[0] if lies is None or to == me else lies(to).get(0, vectors[0])
+            # A last word is said in all turns that may come.
+            for later in range(turn, turn + 50 if last else turn + 1):
+                self.post.send((number, tag, later), to, me, row.copy())
+        if last:
+            return [Heard(np.empty(0, np.int64), vectors[:0])]
+        came = self.post.wait((number, tag, turn), me, range(self.network))
+        good = [k for k, row in came.items() if not flaw(row, vectors.shape[1], LARGEST)]
+        return [Heard(np.array(good), np.stack([came[k] for k in good]))]
+
+    def counts(self) -> dict[str, list[int]]:
+        return {}
+
+    def reasons(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def together(act: Callable[[int], Any], peers: int) -> list[Any]:
+    """All peers at once; what goes wrong in one of them is raised."""
+    found: list[Any] = [None] * peers
+
+    def run(peer: int) -> None:
+        try:
+            found[peer] = act(peer)
+        except BaseException as error:
+            found[peer] = error
+
+    threads = [threading.Thread(target=run, args=(peer,), daemon=True) for peer in range(peers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE_S)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return found
