@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from core.options import unflatten  # noqa: E402
-from server.server_app import app_config  # noqa: E402
+from runs.config import app_config  # noqa: E402
 
 project = ROOT / "pyproject.toml"
 written = tomli_w.dumps({"tool": {"flwr": {"app": {"config": unflatten(app_config())}}}})

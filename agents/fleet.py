@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from gymnasium import spaces
 from numba import njit
 from numpy.typing import NDArray
 
+from core import registry
 from core.errors import Mistake
 from core.moments import Moments
 from core.rows import Rows
@@ -129,12 +132,16 @@ class Fleet(Rows):
     Everything random is drawn from each agent's own streams, so an agent learns the same alone and in a fleet.
     """
 
-    unit: str
+    unit: str = "work"
     # How the names of learned arrays begin that acting can do without.
     spare: ClassVar[tuple[str, ...]] = ()
     seeds: Sequence[int]
     worlds: Worlds
     progress: NDArray[np.int64]
+
+    @classmethod
+    def check(cls, run: Any) -> None:
+        """Refuse a run that this learner cannot have part in (``runs.config.RunConfig``). Builds nothing."""
 
     @property
     def agents(self) -> int:
@@ -213,6 +220,16 @@ class Fleet(Rows):
         """As ``train``, but the last update pauses where a part is exchanged; training again goes on from there."""
         raise Mistake(f"{type(self).__name__} does not pause at the exchange of '{part}'")
 
+    # Whether policies of other agents can pull on this learner (``link``).
+    linkable: ClassVar[bool] = False
+
+    def link(self, policies: F32, weights: F32, known: Bools, names: Sequence[str]) -> None:
+        """Be pulled towards these policies (J, d) from now on, each agent with its row of ``weights`` (K, J).
+
+        ``known`` tells which policies each agent was handed; ``names`` say whose they are.
+        """
+        raise Mistake(f"{type(self).__name__} is pulled towards no policies of others")
+
     def shared(self, part: str) -> F32:
         """The weights of a part (K, d) that all agents last had in common: those that a round begins with."""
         return self.parts[part]
@@ -227,6 +244,17 @@ class Fleet(Rows):
     def apply(self, part: str, G: F32) -> None:
         """One step of the part's optimiser down a gradient (K, d), wherever it was measured."""
         raise Mistake(f"{type(self).__name__} takes no gradient of '{part}'")
+
+    def layers(self, part: str, width: int) -> list[slice]:
+        """Return where the weights and the biases of each layer lie in a row of a part."""
+        shape = getattr(self, "shape", None)
+        net = shape.net if part == "policy" and shape is not None else getattr(self, f"{part}_net", None)
+        if net is None:
+            return [slice(None)]
+        one = [array.size for pair in net.layers(np.zeros(net.width, np.float32)) for array in pair]
+        sizes = one * (width // net.width)  # twins are two networks in a row
+        edges = np.cumsum([0, *sizes, width - sum(sizes)]).tolist()  # a log_std per action comes behind its network
+        return [slice(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
 
     def settle(self) -> None:
         """End the episodes that a state could not hold; what was measured of them is forgotten."""
@@ -259,6 +287,30 @@ class Fleet(Rows):
             active &= ~(step.terminated | step.truncated)
             obs = step.obs
         return total
+
+
+Class = TypeVar("Class", bound=type[Any])
+
+
+def agent(name: str) -> Callable[[Class], Class]:
+    """Register a learner: a subclass of ``Fleet``. Its ``Config``, if it has one, is the table [name] of a conf."""
+
+    def decorate(value: Class) -> Class:
+        if not (inspect.isclass(value) and issubclass(value, Fleet)):
+            raise Mistake(f"the agent '{name}' is no subclass of fedrl.Fleet")
+        for method in ("parts", "act", "_train"):
+            if getattr(value, method) is getattr(Fleet, method):
+                raise Mistake(f"the agent '{name}' lacks '{method}', which every learner has")
+        config = getattr(value, "Config", None)
+        registry.register("agent", name, value, {name: config} if config else None)
+        return value
+
+    return decorate
+
+
+def no_gradient(fleet: Fleet) -> F32:
+    """Return the gradient of agents that trained and measured none."""
+    return np.empty((fleet.agents, 0), np.float32)
 
 
 def merge(whole: Report, rows: NDArray[np.int64], part: Report, agents: int) -> None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import Adam
-from agents.fleet import Bools, Episode, Fleet, Report, Worlds
+from agents.fleet import Bools, Episode, Fleet, Report, Worlds, agent
 from agents.networks import Tape
 from agents.policies import Policy
 from agents.rollout import play
-from core.options import option
 from core.errors import Mistake
+from core.options import option
 from core.streams import Streams
 
 F32 = NDArray[np.float32]
@@ -57,8 +57,11 @@ class Trajectories(NamedTuple):
     lengths: NDArray[np.int64]
 
 
+@agent("policy-gradient")
 class PolicyGradientFleet(Fleet):
     """K policies. Part: ``policy``. Work is counted in batches of trajectories."""
+
+    Config = PolicyGradientConfig
 
     ROWS = ("policy", "adam", "worlds", "acting", "progress")
     unit = "batches"

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import Adam, norm_cut
-from agents.fleet import Bools, Fleet, Meter, Report, Worlds
+from agents.fleet import Bools, Fleet, Meter, Report, Worlds, agent
 from agents.networks import MLP, Tape
 from agents.policies import Back, Outputs, Policy
 from agents.rollout import play
-from core.options import option
+from core import registry
 from core.errors import Mistake
 from core.moments import Moments
+from core.options import option
 from core.streams import Streams
 
 F32 = NDArray[np.float32]
@@ -93,15 +94,27 @@ class Rollout(NamedTuple):
     value: F32
 
 
+@agent("ppo")
 class PPOFleet(Fleet):
     """K PPO learners. Parts: ``policy`` and ``value``. Work is counted in iterations."""
+
+    Config = PPOConfig
 
     ROWS = (
         "policy", "value", "policy_adam", "value_adam", "beta", "meter", "worlds", "acting", "shuffles", "progress",
         "observations", "returns", "running",
     )  # fmt: skip
     unit = "iterations"
+    linkable = True
     spare = ("value", "moments.returns")
+
+    @classmethod
+    def check(cls, run: Any) -> None:
+        if run.learner.penalty and not registry.get("strategy", run.strategy).value.links:
+            raise Mistake(
+                f"'ppo.penalty' pulls towards linked agents, and the strategy {run.strategy} links none: take kl-ppo, "
+                "or set it to false"
+            )
 
     def __init__(self, config: PPOConfig, worlds: Worlds, seeds: Sequence[int]) -> None:
         K, n = worlds.agents, worlds.copies

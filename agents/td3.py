@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import SGD, Adam, polyak
-from agents.fleet import Fleet, Meter, Report, Worlds, action_range
+from agents.fleet import Fleet, Meter, Report, Worlds, action_range, agent
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
-from core.options import option
+from core import registry
 from core.errors import Mistake
+from core.options import option
 from core.streams import Streams
 
 F32 = NDArray[np.float32]
@@ -61,8 +62,11 @@ class TD3Config:
         return 0.0 if self.pull == "none" else self.beta_actor if part == "actor" else self.beta_critic
 
 
+@agent("td3")
 class TD3Fleet(Fleet):
     """K TD3 learners. Parts: ``actor``, and ``critic`` (both twins in one row). Work is counted in steps."""
+
+    Config = TD3Config
 
     ROWS = (
         "actor", "critic", "actor_target", "critic_target", "optimisers", "replay", "meter", "worlds",
@@ -72,6 +76,14 @@ class TD3Fleet(Fleet):
     spare = ("critic",)
     # How far the update in progress is when it pauses at the exchange of a part; 0: none is in progress.
     STAGES: ClassVar[dict[str, int]] = {"critic": 1, "actor": 2}
+
+    @classmethod
+    def check(cls, run: Any) -> None:
+        if run.learner.pull != "none" and not registry.get("strategy", run.strategy).value.anchors:
+            raise Mistake(
+                f"'td3.pull' pulls towards the last weights that all agents shared, and the strategy {run.strategy} "
+                "keeps none: take fedavg-td3, or set it to none"
+            )
 
     def __init__(self, config: TD3Config, worlds: Worlds, seeds: Sequence[int]) -> None:
         self.config, self.worlds, self.seeds = config, worlds, seeds

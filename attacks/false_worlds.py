@@ -1,18 +1,18 @@
-"""Worlds that lie to the agent who learns in them: other actions are executed, or other rewards come back.
+"""False worlds: another action is executed than the agent chose, or another reward comes back.
 
-The agent believes that the action of its policy was executed and that its reward is the world's, as in the published
-code of FedPG-BR.
+The agent believes that the action of its policy was executed and that the reward is the world's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from agents.fleet import Bools, Worlds
+from attacks.attack import attack
 from core.rows import Rows
 from core.streams import Streams
 
@@ -22,21 +22,26 @@ _KEPT = 64
 
 
 class FalseWorlds(Rows):
-    """Another batch of worlds, seen through a lie. Without a compiled step, so that rollouts come by for every one.
+    """A batch of worlds that executes other actions or returns other rewards; a subclass says which.
 
-    random-action: an action drawn uniformly. constant-action: the first, or the lowest of a range. reward-flip: -r.
-    reward-shuffle: one of the last rewards of the same copy, this one among them, drawn uniformly.
+    It has no compiled step, so that rollouts call ``step`` for every step.
     """
 
-    ROWS = ("inner", "streams", "kept", "seen")
+    ROWS: ClassVar[tuple[str, ...]] = ("inner", "streams")
     compiled = None
 
-    def __init__(self, inner: Worlds, kind: str, streams: Streams) -> None:
-        """``streams`` has a lane per copy."""
-        self.inner, self.kind, self.streams = inner, kind, streams
-        self.kept = np.zeros((inner.agents, inner.copies, _KEPT), np.float32)
-        self.seen = np.zeros((inner.agents, inner.copies), np.int64)
+    def __init__(self, inner: Worlds, streams: Streams, options: Any = None) -> None:
+        """``streams`` has a lane per copy; ``options`` are those of the attack."""
+        self.inner, self.streams, self.options = inner, streams, options
         self._mirror()
+
+    def executed(self, actions: NDArray[Any], where: Bools) -> NDArray[Any]:
+        """Return the actions that are executed instead; ``where`` tells which copies step."""
+        return actions
+
+    def rewarded(self, reward: F32, where: Bools) -> F32:
+        """Return the rewards that the agent is given instead."""
+        return reward
 
     def _mirror(self) -> None:
         inner = self.inner
@@ -49,41 +54,13 @@ class FalseWorlds(Rows):
         return self.obs
 
     def step(self, actions: NDArray[Any], active: Bools | None = None) -> Any:
-        where = np.ones(self.seen.shape, np.bool_) if active is None else active
-        step = self.inner.step(self._executed(actions, where), active)
+        where = np.ones((self.agents, self.copies), np.bool_) if active is None else active
+        step = self.inner.step(self.executed(actions, where), active)
         self.obs = self.inner.obs
-        return step._replace(reward=self._told(step.reward, where))
+        return step._replace(reward=self.rewarded(step.reward, where))
 
-    def _executed(self, actions: NDArray[Any], where: Bools) -> NDArray[Any]:
-        space = self.action_space
-        if self.kind == "constant-action":
-            first = space.low if isinstance(space, spaces.Box) else 0
-            return np.broadcast_to(np.asarray(first, actions.dtype), actions.shape).copy()
-        if self.kind != "random-action":
-            return actions
-        if isinstance(space, spaces.Box):
-            drawn = space.low + self._uniform(where, *actions.shape[2:]) * (space.high - space.low)
-        else:
-            assert isinstance(space, spaces.Discrete)
-            drawn = np.floor(self._uniform(where) * space.n)
-        executed: NDArray[Any] = drawn.astype(actions.dtype)
-        return executed
-
-    def _told(self, reward: F32, where: Bools) -> F32:
-        if self.kind == "reward-flip":
-            return -reward
-        if self.kind != "reward-shuffle":
-            return reward
-        k, i = np.nonzero(where)
-        self.kept[k, i, self.seen[k, i] % _KEPT] = reward[k, i]
-        self.seen[k, i] += 1
-        which = (self._uniform(where) * np.minimum(self.seen, _KEPT)).astype(np.int64)
-        told = np.zeros_like(reward)
-        told[k, i] = self.kept[k, i, which[k, i]]
-        return told
-
-    def _uniform(self, where: Bools, *shape: int) -> NDArray[np.float64]:
-        """Numbers in [0, 1) per copy. Copies that stand still draw none: who else plays must not matter."""
+    def uniform(self, where: Bools, *shape: int) -> NDArray[np.float64]:
+        """Return numbers in [0, 1) per copy. Copies that do not step draw none: who else plays must not matter."""
         before = self.streams.counts.copy()
         drawn = self.streams.uniform(*shape)
         self.streams.counts[~where] = before[~where]
@@ -96,16 +73,67 @@ class FalseWorlds(Rows):
     def count(self, lived: NDArray[np.int64] | int) -> None:
         self.inner.count(lived)
 
-    def take(self, rows: Any) -> FalseWorlds:
+    def take(self, rows: Any) -> Any:
         part = super().take(rows)
         part._mirror()
         return part
 
-    def put(self, rows: Any, part: FalseWorlds) -> None:
-        for name in ("inner", "streams"):
-            getattr(self, name).put(rows, getattr(part, name))
-        self.kept[rows], self.seen[rows] = part.kept, part.seen
+    def put(self, rows: Any, part: Any) -> None:
+        super().put(rows, part)
         self.obs = self.inner.obs
 
     def close(self) -> None:
         self.inner.close()
+
+
+@attack("random-action")
+class RandomAction(FalseWorlds):
+    """Executes an action drawn uniformly."""
+
+    def executed(self, actions: NDArray[Any], where: Bools) -> NDArray[Any]:
+        space = self.action_space
+        if isinstance(space, spaces.Box):
+            drawn = space.low + self.uniform(where, *actions.shape[2:]) * (space.high - space.low)
+        else:
+            assert isinstance(space, spaces.Discrete)
+            drawn = np.floor(self.uniform(where) * space.n)
+        executed: NDArray[Any] = drawn.astype(actions.dtype)
+        return executed
+
+
+@attack("constant-action")
+class ConstantAction(FalseWorlds):
+    """Executes the first action, or the lowest of a range."""
+
+    def executed(self, actions: NDArray[Any], where: Bools) -> NDArray[Any]:
+        first = self.action_space.low if isinstance(self.action_space, spaces.Box) else 0
+        return np.broadcast_to(np.asarray(first, actions.dtype), actions.shape).copy()
+
+
+@attack("reward-flip")
+class RewardFlip(FalseWorlds):
+    """Returns -r."""
+
+    def rewarded(self, reward: F32, where: Bools) -> F32:
+        return -reward
+
+
+@attack("reward-shuffle")
+class RewardShuffle(FalseWorlds):
+    """Returns one of the last rewards of the same copy, this one among them, drawn uniformly."""
+
+    ROWS: ClassVar[tuple[str, ...]] = (*FalseWorlds.ROWS, "kept", "seen")
+
+    def __init__(self, inner: Worlds, streams: Streams, options: Any = None) -> None:
+        super().__init__(inner, streams, options)
+        self.kept = np.zeros((inner.agents, inner.copies, _KEPT), np.float32)
+        self.seen = np.zeros((inner.agents, inner.copies), np.int64)
+
+    def rewarded(self, reward: F32, where: Bools) -> F32:
+        k, i = np.nonzero(where)
+        self.kept[k, i, self.seen[k, i] % _KEPT] = reward[k, i]
+        self.seen[k, i] += 1
+        which = (self.uniform(where) * np.minimum(self.seen, _KEPT)).astype(np.int64)
+        shuffled = np.zeros_like(reward)
+        shuffled[k, i] = self.kept[k, i, which[k, i]]
+        return shuffled

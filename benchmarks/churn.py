@@ -17,10 +17,11 @@ from pathlib import Path
 
 import tomli_w
 
-from client.session import RunConfig
-from core.options import build, nested, override
+from core.options import nested, override
 from flower.launch import free_port, processes, start_peer
+from runs.config import configure
 from runs.directory import RunDirectory, read_toml
+from strategies.peers import GossipConfig
 
 
 def main() -> None:
@@ -33,10 +34,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
-    config = build(RunConfig, override(read_toml(given.conf), given.set))
+    config = configure(override(read_toml(given.conf), given.set))
     roster = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
     config = replace(config, rounds=given.rounds, steps=0, seed=given.seed, tensorboard=False)
-    config = replace(config, gossip=replace(config.gossip, roster=roster))
+    config = config.replace_options(replace(config.of(GossipConfig), roster=roster))
     place, generator = given.out.resolve(), random.Random(given.seed)
     place.mkdir(parents=True)
     (place / "peers.toml").write_text(tomli_w.dumps(nested(config)))

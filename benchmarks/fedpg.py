@@ -19,16 +19,17 @@ from tempfile import TemporaryDirectory
 from benchmarks.policy_gradient import peer
 from benchmarks.timing import Row, interleaved, one_thread, report
 from benchmarks.workers import worked
-from client.session import RunConfig
-from core.options import build, nested, override
+from core.options import nested, override
+from runs.config import configure
 from runs.directory import RunDirectory, read_toml
 from server import engines
+
 CONF = Path(__file__).parents[1] / "conf" / "fedpg_cartpole.toml"
 
 
 def federation(*settings: str) -> Callable[[], float]:
     """A run of the conf; returns the environment steps of all agents and of the server."""
-    config = build(RunConfig, override(read_toml(CONF), ["evaluate-episodes=0", *settings]))
+    config = configure(override(read_toml(CONF), ["evaluate-episodes=0", *settings]))
 
     def run() -> float:
         with TemporaryDirectory() as place:

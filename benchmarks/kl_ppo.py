@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.ppo import CONFIG, COPIES, theirs
 from benchmarks.timing import Row, interleaved, one_thread, report
-from client.session import RunConfig
-from core.options import build, nested
+from core.options import nested
+from runs.config import configure
 from runs.directory import RunDirectory
 from server.engines import prepare
 from server.federate import federate
@@ -34,7 +34,7 @@ def ours(folder: Path, matrix: str, penalty: bool) -> Callable[[], float]:
 
     def run() -> float:
         number = next(numbers)
-        config = build(RunConfig, table | {"rounds": ROUNDS})
+        config = configure(table | {"rounds": ROUNDS})
         directory = RunDirectory.create(folder / f"{matrix}-{penalty}-{number}", nested(config))
         session = prepare(config)
         federate(config, LocalGrid(session), directory, session)

@@ -22,11 +22,12 @@ import numpy as np
 
 from benchmarks.fedpg import CONF
 from benchmarks.timing import Row, one_thread, report
-from client.session import RunConfig
-from core.options import build, nested, override
+from core.options import nested, override
+from runs.config import configure
 from runs.directory import RunDirectory, read_toml
 from server import engines
 from strategies import fedpg_br
+from strategies.fedpg_br import FedPGConfig
 from strategies.rules.geometry import F32
 from strategies.rules.robust import fedpg_filter
 
@@ -61,7 +62,7 @@ def rounds(attack: str, seed: int, memory: float) -> list[Heard]:
     settings = [f"seed={seed}", f"fedpg.memory={memory}", "evaluate-episodes=0"]
     if attack != "none":
         settings += [f"attack.kind={attack}", f"attack.byzantine={LIARS}"]
-    config = build(RunConfig, override(read_toml(CONF), settings))
+    config = configure(override(read_toml(CONF), settings))
     with TemporaryDirectory() as place, patch.object(fedpg_br, "fedpg_filter", listening):
         session = engines.prepare(config)
         directory = RunDirectory.create(Path(place) / "run", nested(config))
@@ -128,7 +129,7 @@ def main() -> None:
         found = looked_at(given.look, given.seeds)
         report(f"gradients_{given.look}", f"Gradients of FedPG-BR on CartPole, {given.seeds} seeds", found)
         return
-    usual = build(RunConfig, read_toml(CONF)).fedpg.margin
+    usual = configure(read_toml(CONF)).of(FedPGConfig).margin
     table: list[Row] = []
     for memory in given.memory:
         heard = {

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import Row, Spread, report
-from client.session import RunConfig
-from core.options import build, flatten, nested
+from core.options import flatten, nested
 from flower.control import Control
 from flower.launch import processes, spawn, superlink
+from runs.config import configure
 from runs.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def run(folder: Path, conf: dict[str, Any], *arguments: str) -> tuple[list[dict[
 
 def stock(folder: Path, conf: dict[str, Any]) -> list[dict[str, Any]]:
     """The records of the same federation with flower-supernodes."""
-    config = build(RunConfig, conf | {"engine": "grpc"})
+    config = configure(conf | {"engine": "grpc"})
     directory = RunDirectory.create(folder / "run", nested(config))
     flat = flatten(config) | {"directory": str(directory.path), "run": directory.name}
     node = str(Path(sys.executable).parent / "flower-supernode")

@@ -17,7 +17,7 @@ from cli.screen import Settings, announce, describe, live, say
 from core.errors import Mistake
 
 if TYPE_CHECKING:
-    from client.session import RunConfig
+    from runs.config import RunConfig
 
 CONF = Path(__file__).parents[1] / "conf" / "fedpg_demo.toml"
 # Off a terminal every so manieth round has a line.
@@ -33,16 +33,16 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Where the runs lie; out/demo-TIME otherwise.")] = None,
 ) -> None:
     """Ten agents learn CartPole together, three of them lie: with the filter of FedPG-BR, and without. A minute."""
-    from attacks.attacks import Plan
-    from client.session import from_person
+    from attacks.plan import Plan
     from core.options import override
     from runs import plots
+    from runs.config import from_user
     from runs.directory import read_toml
     from runs.figures import curve
     from runs.ledger import over_rounds
 
     changes = [f"seed={seed}", *([f"attack.kind={attack}"] if attack is not None else []), *(settings or [])]
-    config = from_person(override(read_toml(CONF), changes))
+    config = from_user(override(read_toml(CONF), changes))
     if config.strategy != "fedpg-br" or config.engine != "local":
         raise Mistake("the demo is fedpg-br in this process; `fedrl run` runs everything else")
     place = out or Path("out") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -37,11 +37,12 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Judge the agents of a run again, in its world or (--set world...) in another."""
-    from client.session import RunConfig, Session
-    from core.options import build, override
+    from client.session import Session
+    from core.options import override
     from core.streams import Streams
     from envs.video import record
     from runs import checkpoints
+    from runs.config import configure
     from runs.directory import RunDirectory
     from runs.figures import spread
     from strategies.fedavg_td3 import OWN
@@ -49,7 +50,7 @@ def evaluate(
     directory = RunDirectory.open(run)
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
     values.pop("federation", None)  # how the weights came about is not asked here
-    config = build(RunConfig, values)
+    config = configure(values)
     if agent >= config.agents:
         raise Mistake(f"the run has agents 0 to {config.agents - 1}, not {agent}")
     if best and not directory.best.exists():
@@ -155,20 +156,22 @@ def plot(
 
 def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
     """The communication matrix of a run, or how far from each other its agents were."""
-    from client.session import RunConfig
-    from core.options import build
     from runs import links as pictures
+    from runs.config import configure
     from runs.directory import RunDirectory
     from strategies.graphs.matrix import STAR, communication
+    from strategies.kl_ppo import KLConfig
+    from strategies.method import chosen
 
     if len(places) != 1:
         raise Mistake(f"--matrix and --pairs draw one run, not {len(places)}")
     directory = RunDirectory.open(places[0])
-    config = build(RunConfig, directory.read_conf())
-    if config.strategy != "kl-ppo":
+    config = configure(directory.read_conf())
+    if KLConfig not in chosen(config).tables.values():
         raise Mistake(f"{places[0]} has no communication matrix: its strategy is {config.strategy}, not kl-ppo")
-    star = config.kl.matrix == STAR
-    C = None if star else communication(config.kl.matrix, config.agents, config.kl.normalise)
+    own = config.of(KLConfig)
+    star = own.matrix == STAR
+    C = None if star else communication(own.matrix, config.agents, own.normalise)
     if pairs:
         pictures.heat(out, directory.read_metrics(), C, title)
     elif C is None:
@@ -250,9 +253,9 @@ class Run:
 
 def read(places: list[Path]) -> list[Run]:
     """The runs in these places. One that was named must have metrics; below a directory, those without are left out."""
-    from agents import FLEETS
-    from client.session import RunConfig
+    from core import registry
     from core.options import nested
+    from runs.config import assembled, used
     from runs.directory import RunDirectory
 
     paths: dict[Path, bool] = {}
@@ -268,7 +271,7 @@ def read(places: list[Path]) -> list[Run]:
         for path in sorted(below, key=lambda path: (path.parent, len(path.name), path.name)):
             paths.setdefault(path, False)
     plain = len({path.name for path in paths}) == len(paths)
-    defaults, found = dict(leaves(nested(RunConfig()))), []
+    defaults, found, tables = dict(leaves(nested(assembled()()))), [], set(registry.tables())
     for path, named in paths.items():
         directory = RunDirectory(path)
         name = path.name if plain else str(path)
@@ -276,7 +279,7 @@ def read(places: list[Path]) -> list[Run]:
         if records:
             # Older runs do not know newer keys: what those do by default is what they did.
             conf = defaults | dict(leaves(directory.read_conf()))
-            others = set(FLEETS) - {conf["algorithm"]}  # their keys are in the conf, and mean nothing
+            others = tables - used(conf["algorithm"], conf["strategy"])  # their keys are in the conf, and mean nothing
             conf = {key: value for key, value in conf.items() if key.partition(".")[0] not in others}
             found.append(Run(name, conf, records))
         elif named:

@@ -58,9 +58,9 @@ def run(
 ) -> None:
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
     from cli.screen import announce, show, teller
-    from client.session import RunConfig, from_person
-    from core.options import build, nested, override
+    from core.options import nested, override
     from runs import plots, trackers
+    from runs.config import configure, from_user
     from runs.directory import RunDirectory, read_toml
     from server import engines
     from server.stop import interruptible
@@ -79,9 +79,9 @@ def run(
     if resume is not None:
         refuse_other_run(changes)
     if resume is not None:
-        config = build(RunConfig, override(RunDirectory.open(resume).read_conf(), changes))
+        config = configure(override(RunDirectory.open(resume).read_conf(), changes))
     else:
-        config = from_person(override(read_toml(conf or Path()), changes))
+        config = from_user(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
     if resume is not None:
@@ -133,11 +133,11 @@ def conf(
     prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
 ) -> None:
     """Every key that a conf may hold: its default, its range, its sentence."""
-    from client.session import RunConfig
     from core.options import keys
+    from runs.config import assembled
 
     rows = Table("key", "default", "kind", "range", "meaning", box=None)
-    for key in keys(RunConfig):
+    for key in keys(assembled()):
         if key.name.startswith(prefix):
             default = ",".join(map(str, key.default)) if isinstance(key.default, tuple) else str(key.default)
             rows.add_row(key.name, default, key.kind, key.range, key.sentence)

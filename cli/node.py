@@ -81,7 +81,7 @@ def node(
         raise Mistake(f"--certificates: there is no folder {certificates}")
 
     if attack:
-        from attacks.attacks import schedules
+        from attacks.plan import schedules
 
         if set(schedules(attack, "--attack")) != {None}:
             raise Mistake(

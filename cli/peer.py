@@ -30,15 +30,15 @@ def peer(
 ) -> None:
     """Learn among peers until the rounds are done, or SIGTERM; what is learned is saved, and peers may come again."""
     from cli.screen import show, teller
-    from client.session import from_person
     from core.options import nested, override
     from gossip.peer import peer as serve
     from gossip.peer import refuse, roster
     from runs import trackers
+    from runs.config import from_user
     from runs.directory import RunDirectory, read_toml
     from server.stop import interruptible
 
-    config = from_person(override(read_toml(conf), list(settings or [])))
+    config = from_user(override(read_toml(conf), list(settings or [])))
     refuse(config, number)
     roster(config)
     trackers.check(config.wandb)

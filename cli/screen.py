@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from client.session import RunConfig
+    from runs.config import RunConfig
 
 # Words for people go to stderr, so that --json leaves stdout to one JSON object.
 say = Console(stderr=True, highlight=False)

@@ -29,7 +29,7 @@ from cli.screen import Settings, say
 from core.errors import Failure, Mistake
 
 if TYPE_CHECKING:
-    from client.session import RunConfig
+    from runs.config import RunConfig
 
 STOP_S = 120.0  # until interrupted runs have finished their round and saved it
 END_S = 20.0  # until those that were asked twice have stopped the processes that they started
@@ -180,13 +180,13 @@ def split(text: str) -> list[str]:
 
 def combine(table: Mapping[str, Any], axes: Grid, stem: str) -> list[Combination]:
     """Every combination with its configuration; a mistake in any of them is found here."""
-    from client.session import from_person
     from core.options import override
+    from runs.config import from_user
 
     found: list[Combination] = []
     for values in itertools.product(*axes.values()):
         settings = tuple(f"{key}={value}" for key, value in zip(axes, values, strict=True))
-        config, name = from_person(override(table, list(settings))), ", ".join(settings)
+        config, name = from_user(override(table, list(settings))), ", ".join(settings)
         if any(other.config == config for other in found):
             raise Mistake(f"--grid asks twice for the same run: {name}")
         # Not every file system takes any letter and any length; a number tells apart what became equal.
@@ -201,6 +201,7 @@ def try_out(configs: Mapping[str, RunConfig]) -> None:
     """Make the worlds and learners of every combination: what cannot run is found before anything starts."""
     from runs import trackers
     from server import engines
+
     for name, config in configs.items():
         try:
             trackers.check(config.wandb)

@@ -15,12 +15,11 @@ from flwr.app import Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from agents.fleet import Fleet, Report
-from agents.ppo import PPOFleet
-from attacks import attacks
 from client.session import Session
 from core.errors import Failure
 from runs import digest
 from strategies import messages
+
 F32 = NDArray[np.float32]
 Asked = Sequence[tuple[int, Message]]
 
@@ -64,10 +63,8 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         )
     rows = [row for row, _ in asked]
     _link(session, asked, _load(session, asked, learning=True))
-    came: dict[str, F32] = {}
     if order.exchange == "weights":
-        if session.plan.attackers(order.round):
-            came = {name: session.fleet.shared(name)[rows] for name in session.fleet.parts if name in order.parts}
+        session.conduct.begin(rows, order.round, order.parts)
         report = session.train(order.work, rows, order.settle, order.round, order.pause)
         own, whole = exchangeable(session.fleet), rows == list(range(len(session.numbers)))
         honest = {name: own[name] if whole else own[name][rows] for name in order.parts}
@@ -75,10 +72,7 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         (part,) = order.parts
         gradient, report = session.measure(part, order.work, rows, order.settle, order.round)
         honest = {part: gradient}
-    sent = {name: list(matrix) for name, matrix in honest.items()}
-    for name in session.fleet.parts.keys() & honest.keys():
-        for at, lie in attacks.told(session, order.round, rows, name, honest[name], came.get(name)).items():
-            sent[name][at] = lie
+    sent = session.conduct.sends(rows, order.round, honest)
     took = time.perf_counter() - begun
     found = measured(report)
     answers = []
@@ -87,8 +81,7 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         said = (session.numbers[row], mine, report.steps[at], session.worlds.steps[row], report.updates[at])
         known = {name: float(values[at]) for name, values in found.items() if not np.isnan(values[at])}
         account = messages.account(said, (report.acting_s, report.learning_s, took), known)
-        late = session.plan.after(session.numbers[row], order.round)
-        answers.append(Reply(messages.content(arrays, account), late))
+        answers.append(Reply(messages.content(arrays, account), session.conduct.delay(row, order.round)))
     return answers
 
 
@@ -122,7 +115,7 @@ def _describe(session: Session, asked: Asked) -> list[Reply]:
     answers = []
     for row, _ in asked:
         number = session.numbers[row]
-        own = {"party": number, "attack-free": session.plan.honest(number)}
+        own = {"party": number, "attack-free": session.conduct.is_honest(row)}
         answers.append(Reply(messages.content(own, who, widths)))
     return answers
 
@@ -165,11 +158,12 @@ def _load(session: Session, asked: Asked, learning: bool = False) -> dict[str, F
 def _link(session: Session, asked: Asked, others: Mapping[str, F32]) -> None:
     """What came of others pulls from now on, each agent by what its own message says: links last until the next one."""
     fleet, names = session.fleet, list(others)
-    if not isinstance(fleet, PPOFleet):
+    if not fleet.linkable:
         if names:
-            raise Failure(f"policies of others came, and {session.config.algorithm} is pulled by nobody")
+            raise Failure(f"policies of other agents were received, and {session.config.algorithm} is pulled by none")
         return
-    policies = np.stack([others[name] for name in names]) if names else np.empty((0, fleet.shape.width), np.float32)
+    width = fleet.parts["policy"].shape[1]
+    policies = np.stack([others[name] for name in names]) if names else np.empty((0, width), np.float32)
     matrix = np.full((fleet.agents, len(names)), np.nan, np.float32)
     for row, message in asked:
         for name, weight in messages.neighbours(message).items():

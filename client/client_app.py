@@ -15,9 +15,10 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from attacks.attacks import Silence
-from client.party import Flat, Party, run_name
+from attacks.plan import Silence
+from client.party import Party, run_name
 from core.errors import Mistake
+from runs.config import Flat
 
 _here: dict[tuple[Path, str, int], Party] = {}
 

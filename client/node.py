@@ -27,7 +27,7 @@ from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ObjectTree
 
-from attacks.attacks import Silence
+from attacks.plan import Silence
 from core.errors import Failure, Mistake
 from flower.fleet import HEARTBEAT_S, Address, FleetLink, Forgotten, Key, RunOver, TooLarge, Unreachable
 from runs import digest

@@ -6,37 +6,30 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Message, MessageType, RecordDict
 
-from attacks.attacks import Silence
+from attacks.plan import Silence
 from client.answers import answer
-from client.session import RunConfig, Session
-from core.options import build, unflatten
+from client.session import Session
 from core.errors import Mistake
 from runs import checkpoints
+from runs.config import NAME, Flat, from_flower
 from runs.peers import PEERS
 from strategies import messages
-Flat = Mapping[str, bool | int | float | str]
-# What Flower's configuration says beside the run's own: where its directory is, and the name that it keeps for life.
-ABOUT_THE_RUN = {"directory": "", "run": ""}
+
 # Runs whose snapshots a machine keeps; older ones go when a new run begins.
 KEPT = 20
 # A snapshot, and one that was being written when its process was killed.
 _SNAPSHOT = re.compile(r"agent-\d+\.npz|\.agent-\d+\.npz\.\d+")
 
 
-def run_config(flat: Flat) -> RunConfig:
-    """The configuration of a run out of Flower's flat one."""
-    return build(RunConfig, unflatten({key: value for key, value in flat.items() if key not in ABOUT_THE_RUN}))
-
-
 def run_name(flat: Flat, run_id: int) -> str:
-    """What a run is called on every machine, also after a resume under another of Flower's ids."""
-    name = str(flat.get("run") or f"run-{run_id}")
+    """Return what a run is called on every machine, also after a resume under another of Flower's ids."""
+    name = str(flat.get(NAME) or f"run-{run_id}")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise Mistake(f"a run's name holds letters, digits, '-', '_' and '.', not {name!r}")
     return name
@@ -45,13 +38,20 @@ def run_name(flat: Flat, run_id: int) -> str:
 class Party:
     """One agent, message after message; with an ``attack`` of its own it is a liar, whatever the run says.
 
-    ``modules`` are those whose worlds a run may name (``module:Id-v0``), which imports them; None: any.
-    """
+    ``modules`` are those whose worlds a run may name (``module:Id-v0``), and ``plugins`` those that it may use: both
+    are imported. None: any."""
 
     def __init__(
-        self, number: int, flat: Flat, run: str, state: Path, attack: str = "", modules: Sequence[str] | None = None
+        self,
+        number: int,
+        flat: Flat,
+        run: str,
+        state: Path,
+        attack: str = "",
+        modules: Sequence[str] | None = None,
+        plugins: Sequence[str] | None = None,
     ) -> None:
-        self.config, self.number = run_config(flat), number
+        self.config, self.number = from_flower(flat, plugins), number
         if not 0 <= number < self.config.agents:
             raise Mistake(f"agent {number} is not in this run: it has the agents 0 to {self.config.agents - 1}")
         module, named, _ = self.config.world.id.rpartition(":")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass
 from typing import Any, TypeVar, get_type_hints
 
+from core import registry
 from core.errors import Mistake
 
 T = TypeVar("T")
@@ -29,14 +30,16 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] = (),
+    registered: str = "",
     number_too: bool = False,
 ) -> Any:
-    """A field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not.
+    """Return a field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not.
 
-    ``number_too``: a text that may be given as a number, as for a key that is a word or a number.
+    ``registered`` is a kind of the registry whose names are allowed besides ``choices``. ``number_too``: a text that
+    may be given as a number, for a key that is a word or a number.
     """
     meta = {"sentence": sentence, "low": low, "high": high, "above": above, "choices": choices}
-    meta["number_too"] = number_too
+    meta |= {"number_too": number_too, "registered": registered}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -78,10 +81,11 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
     if meta.get("number_too") and isinstance(value, int | float) and not isinstance(value, bool):
         value = repr(value)
     value = _converted(full, wanted, value)
-    if meta.get("choices") and value not in meta["choices"]:
-        near = difflib.get_close_matches(str(value), meta["choices"], n=1)
+    if (allowed_words := choices(meta)) and value not in allowed_words:
+        near = difflib.get_close_matches(str(value), allowed_words, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise Mistake(f"'{full}' is one of {', '.join(meta['choices'])}, not {value!r}{hint}")
+        more = " (a plugin adds others: --plugin)" if meta.get("registered") else ""
+        raise Mistake(f"'{full}' is one of {', '.join(allowed_words)}, not {value!r}{hint}{more}")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not _inside(number, meta):
             raise Mistake(f"'{full}' must be {allowed(field)}, not {number}")
@@ -101,6 +105,11 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
         except (TypeError, ValueError, OverflowError):
             raise Mistake(f"'{full}' is a list of whole numbers such as 64,64, not {value!r}") from None
         return whole
+    if wanted == tuple[str, ...]:
+        texts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(isinstance(part, str) for part in texts):
+            raise Mistake(f"'{full}' is a list of texts, not {value!r}")
+        return tuple(texts)
     if wanted == dict[str, Any]:
         if isinstance(value, str):
             try:
@@ -127,6 +136,12 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
     return value
 
 
+def choices(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The words that a field may hold; none where it may hold any."""
+    kind = meta.get("registered")
+    return (*meta.get("choices", ()), *(registry.names(kind) if kind else ()))
+
+
 def _inside(number: float, meta: Mapping[str, Any]) -> bool:
     low, high, above = meta.get("low"), meta.get("high"), meta.get("above")
     return (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
@@ -135,10 +150,10 @@ def _inside(number: float, meta: Mapping[str, Any]) -> bool:
 def allowed(field: Field[Any]) -> str:
     """The range of a field in words: 'at least 0 and at most 1'."""
     meta = field.metadata
-    if meta.get("choices"):
-        return "one of " + ", ".join(meta["choices"])
-    words = [("at least", meta.get("low")), ("above", meta.get("above")), ("at most", meta.get("high"))]
-    return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+    if words := choices(meta):
+        return "one of " + ", ".join(words)
+    bounds = [("at least", meta.get("low")), ("above", meta.get("above")), ("at most", meta.get("high"))]
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
 def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]:
@@ -229,5 +244,8 @@ def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
             yield from keys(wanted, name + ".")  # type: ignore[arg-type]
             continue
         default = field.default if field.default is not MISSING else {}
-        label = {tuple[int, ...]: "list of int", dict[str, Any]: "table"}.get(wanted, getattr(wanted, "__name__", ""))
+        kinds: dict[Any, str] = {
+            tuple[int, ...]: "list of int", tuple[str, ...]: "list of str", dict[str, Any]: "table",
+        }  # fmt: skip
+        label = kinds.get(wanted, getattr(wanted, "__name__", ""))
         yield Key(name, label, default, allowed(field), field.metadata.get("sentence", ""))

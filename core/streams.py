@@ -73,6 +73,20 @@ def agent_seeds(seed: int, agents: Sequence[int]) -> list[int]:
     return [child(child(seed, "agent"), int(agent)) for agent in agents]
 
 
+# What the agents of a run, or the server, draw together in a round: a purpose and its place in the seed tree.
+PURPOSES = {"batch": 0, "inner-steps": 1, "picked": 2, "graph": 3, "coin": 4}
+
+
+def generator(seed: int, number: int, purpose: str) -> np.random.Generator:
+    """Return the generator of one purpose in round ``number``, the same for all who know the run's seed."""
+    return np.random.default_rng([seed, number, PURPOSES[purpose]])
+
+
+def sampling(seed: int, number: int) -> np.random.Generator:
+    """Return the generator that draws which agents a round asks."""
+    return np.random.default_rng(child(seed, number))
+
+
 class Streams(Rows):
     """One stream per agent, or one per agent and lane (a lane is a copy of the world)."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossip import gossip_pb2 as pb
-from gossip.medium import flaw
+from strategies.medium import flaw
 
 F32 = NDArray[np.float32]
 

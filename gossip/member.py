@@ -19,19 +19,20 @@ from typing import Any
 from flwr.app import Message, MessageType, RecordDict
 
 from client.answers import answer, layout
-from client.party import Flat, Party
+from client.party import Party
 from client.session import Session
-from core.options import nested
 from core.errors import Failure, Mistake
+from core.options import nested
 from gossip.here import Tls
 from gossip.peer import loopback, serving, wired
-from gossip.peers import STRATEGIES
-from gossip.run import Learning, check
+from gossip.run import Learning
 from gossip.wire import COUNTED, FLUSH_S
+from runs.config import Flat, from_flower
 from runs.directory import RunDirectory
 from runs.peers import PEERS
 from strategies import messages
 from strategies.messages import SECONDS, RefusedError
+from strategies.method import chosen
 
 Record = Mapping[str, Any]
 SAVE_S = FLUSH_S + 3.0  # for the round in progress when the agent is asked to leave, and for what is on its way
@@ -70,12 +71,12 @@ class Door:
 
 def make_party(
     number: int, flat: Flat, run: str, state: Path, attack: str = "", modules: Sequence[str] | None = None,
-    doors: Mapping[int, Door] | None = None,
+    doors: Mapping[int, Door] | None = None, plugins: Sequence[str] | None = None,
 ) -> Party:  # fmt: skip
-    """An agent of a run: one that has a door is a member where weights go between nodes."""
-    if flat.get("strategy") in STRATEGIES and doors:
-        return Member(number, flat, run, state, attack, modules, door=doors[number])
-    return Party(number, flat, run, state, attack, modules)
+    """Return an agent of a run. One that has a door is a member where weights go between nodes."""
+    if doors and chosen(from_flower(flat, plugins)).serverless:
+        return Member(number, flat, run, state, attack, modules, plugins, door=doors[number])
+    return Party(number, flat, run, state, attack, modules, plugins)
 
 
 class Member(Party):
@@ -83,14 +84,14 @@ class Member(Party):
 
     def __init__(
         self, number: int, flat: Flat, run: str, state: Path, attack: str = "", modules: Sequence[str] | None = None,
-        *, door: Door,
+        plugins: Sequence[str] | None = None, *, door: Door,
     ) -> None:  # fmt: skip
         self._door = door
         self._asked: SimpleQueue[tuple[int, Message, Future[RecordDict]] | None] = SimpleQueue()
         self._newest, self._joined, self._leaving = 0, False, False
         self._said = (0, RecordDict())  # the last round here, and what was answered
         self._trouble: Exception | None = None
-        super().__init__(number, flat, run, state, attack, modules)
+        super().__init__(number, flat, run, state, attack, modules, plugins)
 
     def answer(self, message: Message, keep: bool = False) -> RecordDict | Future[RecordDict]:  # type: ignore[override]
         """Who and where it is, at once; what came of a round, or what it is worth, when it is known."""
@@ -137,7 +138,6 @@ class Member(Party):
             self.session = open_.enter_context(closing(Session(self.config, numbers=[self.number])))
             nowhere = dict.fromkeys(range(self.config.agents), "")
             self.wire = wired(self.config, self.session, nowhere, tls, directory.note, lambda: self._leaving)
-            check(self.config, self.session, self.wire)
             self.learning = open_.enter_context(closing(Learning(self.config, self.session, self.wire, directory)))
             port = open_.enter_context(serving(self.wire, listen))
             self._all = open_.pop_all()

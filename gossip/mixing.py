@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 from numba import njit
 
-from gossip.medium import F32, F64, I64, Bools, Heard, Lies, flaw
 from strategies.graphs.topology import Links, Topology
+from strategies.medium import F32, F64, I64, Bools, Forged, Received, flaw
 
 # Links per peer up to which shares are added up one by one, in the order in which a wire adds them; beyond that a
 # matrix product is faster.
@@ -88,7 +88,7 @@ class Network:
         self.counts()
 
     def mix(
-        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+        self, number: int, x: F32, y: F64, forged: Forged | None = None, refused: Bools | None = None
     ) -> tuple[F32, F64]:
         links = self.topology.links(number, self._there(number))
         if refused is not None and refused.any():
@@ -102,9 +102,9 @@ class Network:
         sound = (x.max(axis=1, initial=0) <= self.largest * y) & (x.min(axis=1, initial=0) >= -self.largest * y)
         ill = {k: x[k] for k in np.flatnonzero(~sound).tolist()}
         back: list[tuple[int, int, float]] = []
-        if lies is not None or ill:
+        if forged is not None or ill:
             for peer in np.unique(links.receivers).tolist():
-                told = ill | dict(lies(peer) if lies is not None else {})
+                told = ill | dict(forged(peer) if forged is not None else {})
                 if false := {k: row for k, row in told.items() if k != peer}:
                     out[peer], weight[peer] = self._believing(links, peer, x, y, false, back)
         for peer, k, part in back:
@@ -115,17 +115,17 @@ class Network:
         return out, weight
 
     def tell(
-        self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
-    ) -> list[Heard]:
+        self, number: int, tag: str, turn: int, vectors: F32, forged: Forged | None = None, final: Bools | None = None
+    ) -> list[Received]:
         there = np.array(self._there(number), np.int64)
         if final is not None and final.all():
-            return [Heard(there[:0], vectors[:0])] * len(vectors)
+            return [Received(there[:0], vectors[:0])] * len(vectors)
         nbytes = 4 * vectors.shape[1]
         self._counts["bytes_up"][there] += nbytes * (len(there) - 1)
         self._counts["bytes_down"] += nbytes * (len(there) - np.isin(self.peers, there))
         self._counts["missed"] += self.network - len(there)
-        told = [lies(peer) if lies is not None else {} for peer in self.peers]
-        heard: dict[tuple[int, int], Heard] = {}
+        told = [forged(peer) if forged is not None else {} for peer in self.peers]
+        heard: dict[tuple[int, int], Received] = {}
         found = []
         for peer, false in zip(self.peers, told, strict=True):
             # Those who are told the same hear the same; a liar hears itself say the truth.
@@ -135,15 +135,15 @@ class Network:
             found.append(heard[alike])
         return found
 
-    def _heard(self, peer: int, there: I64, vectors: F32, false: Mapping[int, F32]) -> Heard:
+    def _heard(self, peer: int, there: I64, vectors: F32, false: Mapping[int, F32]) -> Received:
         said = {k: false.get(k, vectors[k]) for k in there.tolist()}
         good = [k for k, row in said.items() if not self._flawed(peer, row, vectors.shape[1], 1.0)]
-        return Heard(np.array(good, np.int64), np.stack([said[k] for k in good]) if good else vectors[:0])
+        return Received(np.array(good, np.int64), np.stack([said[k] for k in good]) if good else vectors[:0])
 
     def _believing(
         self, links: Links, peer: int, x: F32, y: F64, false: Mapping[int, F32], back: list[tuple[int, int, float]]
     ) -> tuple[F32, float]:
-        """What a peer adds up that is lied to. Shares that can be recognised as lies go ``back``: who refused whose,
+        """What a peer adds up that is lied to. Shares that can be recognised as forged go ``back``: who refused whose,
         how much of it."""
         total, mass = np.zeros(x.shape[1]), 0.0
         mine = links.receivers == peer

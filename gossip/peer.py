@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from client.answers import layout
-from client.session import RunConfig, Session
-from core.options import flatten
+from client.session import Session
+from core import registry
 from core.errors import Mistake
+from core.options import flatten
 from gossip import gossip_pb2 as pb
 from gossip.handshakes import counted
 from gossip.here import Identity, Patience, Tls
-from gossip.peers import STRATEGIES, exchanged
-from gossip.run import check, gossip, topology
+from gossip.run import gossip
 from gossip.wire import Wire
 from runs import digest
+from runs.config import RunConfig
 from runs.directory import RunDirectory
 from strategies.messages import is_address
+from strategies.method import chosen
+from strategies.peers import GossipConfig, slices, topology
 
 Record = dict[str, Any]
 # What may differ between the peers of a run: where they are, how long they wait, what they leave, and who lies.
@@ -47,7 +50,7 @@ def peer(
     refuse(config, number)
     addresses = roster(config)
     listen = listen or addresses[number]
-    folder = config.gossip.certificates
+    folder = config.of(GossipConfig).certificates
     if not folder and not insecure and not all(map(loopback, [listen, *addresses.values()])):
         raise Mistake(
             "peers on more than one machine speak TLS: set gossip.certificates (fedrl certs makes them), or give "
@@ -56,7 +59,6 @@ def peer(
     tls = Tls.read(Path(folder), number) if folder else None
     with closing(Session(config, [number])) as session:
         wire = wired(config, session, addresses, tls, say, stop)
-        check(config, session, wire)
         with serving(wire, listen) as port:
             say(f"peer {number} of {config.agents} serves at {listen.rpartition(':')[0]}:{port}")
             return gossip(config, session, wire, directory, tell, stop)
@@ -74,8 +76,8 @@ def wired(
     (number,) = session.numbers
     return Wire(
         identity(config, session, number), topology(config), addresses, _patience(config),
-        largest=config.gossip.largest, tls=tls, say=say, stop=stop,
-        after=lambda turn: session.plan.after(number, turn),
+        largest=config.of(GossipConfig).largest, tls=tls, say=say, stop=stop,
+        after=lambda turn: session.conduct.delay(0, turn),
     )  # fmt: skip
 
 
@@ -91,11 +93,16 @@ def serving(wire: Wire, listen: str) -> Iterator[int]:
 
 def refuse(config: RunConfig, number: int) -> None:
     """What no peer can do."""
-    if config.strategy not in STRATEGIES:
-        raise Mistake(f"{config.strategy} has a server; peers learn by the strategies {', '.join(STRATEGIES)}")
+    if not chosen(config).serverless:
+        raise Mistake(f"the strategy {config.strategy} has a server; peers learn by {', '.join(serverless())}")
     if not 0 <= number < config.agents:
         raise Mistake(f"--id {number}: the run has the peers 0 to {config.agents - 1}")
     countable(config)
+
+
+def serverless() -> list[str]:
+    """Return the names of the strategies without a server."""
+    return [thing.name for thing in registry.things("strategy") if thing.value.serverless]
 
 
 def countable(config: RunConfig) -> None:
@@ -107,7 +114,7 @@ def countable(config: RunConfig) -> None:
 def roster(config: RunConfig) -> dict[int, str]:
     """Where every peer is reached."""
     found: dict[int, str] = {}
-    for key, address in config.gossip.roster.items():
+    for key, address in config.of(GossipConfig).roster.items():
         if not key.isdecimal() or not is_address(address):
             raise Mistake(f"'gossip.roster' has an entry 0 = \"HOST:PORT\" per peer, not {key} = {address!r}")
         found[int(key)] = str(address)
@@ -126,12 +133,12 @@ def identity(config: RunConfig, session: Session, number: int) -> Identity:
         if not key.startswith(OWN) and not (key.startswith("gossip.") and key.endswith("-s"))
     }
     conf = int.from_bytes(hashlib.sha256(json.dumps(same, sort_keys=True).encode()).digest()[:8], "big")
-    width = max(where.stop for where in exchanged(config, session.fleet).values())
+    width = max(where.stop for where in slices(config, session.fleet).values())
     return Identity(number, config.agents, conf, digest.installed(), layout(session), width)
 
 
 def _patience(config: RunConfig) -> Patience:
-    own = config.gossip
+    own = config.of(GossipConfig)
     return Patience(own.deadline_s, own.dead_s, own.beat_s, own.call_s, own.start_s, own.end_s)
 
 

@@ -3,67 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attacks.plan import Plan
 from client.answers import measured
-from client.session import RunConfig, Session
-from core.options import flatten
+from client.session import Session
 from core.errors import Failure, Mistake
-from gossip.medium import Medium
+from core.options import flatten
 from gossip.mixing import Network
-from gossip.peers import STRATEGIES, Peers, exchanged
 from runs import figures
+from runs.config import RunConfig
 from runs.directory import RunDirectory
 from runs.keeper import Keeper
 from runs.trackers import Trackers
-from strategies.graphs.topology import Topology
+from strategies.medium import Medium
+from strategies.method import chosen
+from strategies.peers import GossipConfig, Peers, topology
 
 Record = dict[str, Any]
 # What a ledger counts of every agent; no medium need know of all of it.
 _COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
 
 
-def check(config: RunConfig, session: Session, medium: Medium | None = None) -> None:
-    """Refuse what cannot run, before anything starts."""
-    if moments := session.fleet.moments:
-        raise Mistake(
-            f"gossip mixes weights, and {config.algorithm} also keeps running moments ({', '.join(moments)}), which "
-            "would be others at every peer: turn its normalisation off"
-        )
-    kinds = {kind for kinds in session.plan.schedules() for kind in kinds.values()}
-    if "delay" in kinds and medium is None and config.engine == "local":
-        raise Mistake(
-            "the attack 'delay' waits on a clock, and peers of one process share one: take the engine gossip, or "
-            "'silence'"
-        )
-    exchanged(config, session.fleet)
-    topology(config)
-    STRATEGIES[config.strategy](config, session, medium or cast(Medium, _Nowhere(session.numbers)))
-
-
-class _Nowhere(NamedTuple):
-    """The medium of peers that only look whether they could learn."""
-
-    peers: Sequence[int]
-
-
-def topology(config: RunConfig) -> Topology:
-    return Topology(config.gossip.topology, config.agents, config.gossip.degree, config.seed)
-
-
 def network(config: RunConfig, session: Session) -> Network:
-    """All peers of a run in this process."""
-    plan = session.plan
+    """Return the network of a run whose peers all live in this process."""
+    plan = Plan(config.attack, config.agents)
+    if any(kind == "delay" for kinds in plan.schedules() for kind in kinds.values()):
+        raise Mistake(
+            "the attack 'delay' waits on a clock, and the peers of one process share one: take the engine gossip, or "
+            "the attack silence"
+        )
 
     def silent(number: int) -> list[int]:
         return [peer for peer in session.numbers if plan.kind(peer, number) == "silence"]
 
-    return Network(topology(config), silent, config.gossip.largest)
+    return Network(topology(config), silent, config.of(GossipConfig).largest)
 
 
 def gossip(
@@ -94,7 +73,7 @@ class Learning:
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium, directory: RunDirectory) -> None:
         self.config, self.session, self.medium, self.directory = config, session, medium, directory
-        self.peers = STRATEGIES[config.strategy](config, session, medium)
+        self.peers: Peers = chosen(config)(config, session, medium)
         saved, meta = directory.load_checkpoint()
         self.number = int(meta.get("round", 0))  # rounds done
         directory.rewind(self.number)
@@ -206,8 +185,8 @@ class _Kept:
     def learned(self) -> dict[str, NDArray[Any]]:
         return self.session.fleet.learned
 
-    def keepsakes(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
-        return self.peers.keepsakes()
+    def extra_weights(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        return self.peers.extra_weights()
 
     def snapshot(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         agents = {f"agents.{name}": array for name, array in self.session.state().items()}

@@ -18,10 +18,10 @@ from gossip import gossip_pb2 as pb
 from gossip.here import Here, Identity, Patience, Tls
 from gossip.inbox import AHEAD, Parcel, Word
 from gossip.link import Link
-from gossip.medium import F32, F64, Bools, Heard, Lies
 from gossip.mixing import share
 from gossip.service import Service
 from strategies.graphs.topology import Topology
+from strategies.medium import F32, F64, Bools, Forged, Received
 
 COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "duplicates", "stale", "held", "kept", "returned")
 CLOSE_S = 2.0  # for saying goodbye
@@ -134,7 +134,7 @@ class Wire:
     def catch_up(self) -> tuple[int, F32]:
         """The round that most others are in, and what they have learned, number by number the middle of it.
 
-        So a minority that lies decides nothing.
+        So a minority that forged decides nothing.
         """
         links = [link for link in self.links.values() if link.life]
         found = [one for one in map(self._read, links) if one is not None]
@@ -192,7 +192,7 @@ class Wire:
     # The medium.
 
     def mix(
-        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+        self, number: int, x: F32, y: F64, forged: Forged | None = None, refused: Bools | None = None
     ) -> tuple[F32, F64]:
         me, refused = self.peers[0], np.zeros((1, self.network), np.bool_) if refused is None else refused
         useless, refused[...] = set(np.flatnonzero(refused[0]).tolist()), False
@@ -213,7 +213,7 @@ class Wire:
             for peer, part in parts.items():
                 if peer != me:
                     to[peer] = Parcel(number, own[part], part * float(y[0]), scant=self._lacks)
-                    if lies is not None and 0 in (false := lies(peer)):
+                    if forged is not None and 0 in (false := forged(peer)):
                         to[peer] = to[peer]._replace(row=share(false[0], part), true=own[part])
             # Those who have room first: who is slow delays nobody else's share.
             left = {self.links[peer]: parcel for peer, parcel in to.items() if not self.links[peer].put(parcel)}
@@ -229,8 +229,8 @@ class Wire:
             return self._added(x.shape[1], mine, number)
 
     def tell(
-        self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
-    ) -> list[Heard]:
+        self, number: int, tag: str, turn: int, vectors: F32, forged: Forged | None = None, final: Bools | None = None
+    ) -> list[Received]:
         me, last = self.peers[0], bool(final is not None and final.all())
         with self.here.changed:
             self._enter(number)
@@ -241,12 +241,12 @@ class Wire:
             for peer, link in self.links.items():
                 if self.here.apart:
                     break
-                row = vectors[0] if lies is None else lies(peer).get(0, vectors[0])
+                row = vectors[0] if forged is None else forged(peer).get(0, vectors[0])
                 if link.there and not link.put(Parcel(number, row, word=Word(tag, turn, last))):
                     self.here.counts["kept"] += 1
             if last:
                 self._done_with(tag)
-                return [Heard(np.empty(0, np.int64), vectors[:0])]
+                return [Received(np.empty(0, np.int64), vectors[:0])]
             links = list(self.links.values())
 
             def missing() -> list[Link]:
@@ -261,7 +261,7 @@ class Wire:
                     heard[link.number] = row
                 link.inbox.words = [one for one in link.inbox.words if not _heard(one, number, tag, turn)]
         senders = sorted(heard)
-        return [Heard(np.array(senders, np.int64), np.stack([heard[peer] for peer in senders]))]
+        return [Received(np.array(senders, np.int64), np.stack([heard[peer] for peer in senders]))]
 
     def counts(self) -> dict[str, list[int]]:
         with self.here.changed:

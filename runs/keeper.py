@@ -19,7 +19,7 @@ class Kept(Protocol):
         """One row for everybody, or a row per agent where agents keep weights of their own; nothing where they keep
         them to themselves."""
 
-    def keepsakes(self) -> Mapping[str, Mapping[str, Array]]:
+    def extra_weights(self) -> Mapping[str, Mapping[str, Array]]:
         """Other weights that a run leaves, each as a file of its name."""
 
     def snapshot(self) -> tuple[Mapping[str, Array], Mapping[str, Any]]:
@@ -56,6 +56,6 @@ class Keeper:
         self.directory.save_checkpoint(arrays, meta, self.returns, self.keep)
         if learned := self.run.learned():
             self.directory.save_weights(learned, self.about, self._best)
-        for name, kept in self.run.keepsakes().items():
+        for name, kept in self.run.extra_weights().items():
             checkpoints.save(self.directory.path / f"{name}.npz", kept, self.about)
         self._best, self._saved = None, True

@@ -15,19 +15,20 @@ from typing import Any
 
 import tomli_w
 
-from client.party import ABOUT_THE_RUN
-from client.session import RunConfig, Session
-from core.options import flatten, nested
+from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
+from core.options import nested
 from flower.control import Control, Status
-from gossip.peers import STRATEGIES
 from gossip.run import gossip, network
 from runs import figures
+from runs.config import ABOUT_THE_RUN, DIRECTORY, NAME, PLUGINS, RunConfig, flat_for_flower
 from runs.directory import RunDirectory
 from runs.ledger import over_rounds
 from runs.peers import PEERS, Together, save_weights
-from server.federate import check, federate
+from server.federate import check, federate, refuse_certificates
 from server.grids import LocalGrid
+from strategies.method import chosen
+from strategies.peers import GossipConfig
 
 Record = dict[str, Any]
 Tell = Callable[[Record], None]
@@ -47,17 +48,15 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
         raise Mistake(f"--superlink is for the engine grpc, not {config.engine}")
     if superlink and nodes:
         raise Mistake("--nodes starts nodes here; those of a SuperLink are there already: leave one of the two away")
-    if superlink and config.gossip.certificates:
-        raise Mistake(
-            "nodes have certificates of their own (fedrl node --certificates): leave 'gossip.certificates' away"
-        )
+    if superlink:
+        refuse_certificates(config)
     if nodes > config.agents:
         raise Mistake(
             f"{nodes} nodes have nothing to do for {config.agents} agents: give --nodes {config.agents} or less"
         )
-    session = Session(config, None if config.engine in ("local", "gossip") else [0])
-    check(config, session)
-    return session
+    check(config)
+    limit_threads(config.threads)
+    return Session(config, None if config.engine in ("local", "gossip") else [0])
 
 
 def run(
@@ -72,7 +71,7 @@ def run(
     directory.go_on()
     if config.engine == "gossip":
         return run_gossip(config, directory, tell, say, stop)
-    if config.strategy in STRATEGIES and config.engine == "local":
+    if chosen(config).serverless and config.engine == "local":
         return gossip(config, session, network(config, session), directory, tell, stop)
     if config.engine == "local":
         return federate(config, LocalGrid(session), directory, session, tell, stop, say)
@@ -100,7 +99,7 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
     def main(grid: Grid, context: Context) -> None:
         found.update(federate(config, grid, directory, session, tell, stop, say))
 
-    flat = flatten(config) | {"run": directory.name}
+    flat = flat_for_flower(config) | {NAME: directory.name}
     cores = os.cpu_count() or 1
     run_simulation(
         server,
@@ -123,11 +122,14 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
     home = Path(os.environ.get("FEDRL_HOME") or Path.home() / ".cache" / "fedrl") / "flower"
     module = config.world.id.rpartition(":")[0]
     extra = ["--worlds", module] if module else []
-    if config.strategy in STRATEGIES:
+    extra += [word for plugin in config.plugins for word in ("--plugin", plugin)]
+    if chosen(config).serverless:
         extra += ["--peers", "127.0.0.1"]
-        if folder := config.gossip.certificates:
-            extra += ["--certificates", str(Path(folder).resolve())]
-            config = replace(config, gossip=replace(config.gossip, certificates=""))
+        own = config.of(GossipConfig)
+        if own.certificates:
+            extra += ["--certificates", str(Path(own.certificates).resolve())]
+            config = config.replace_options(replace(own, certificates=""))
+    os.environ[PLUGINS] = ",".join(config.plugins)  # the ServerApp inherits what this user named
     with superlink(home, log=place / "logs" / "superlink.log") as link, processes() as started:
         for index in range(nodes):
             hosted = list(range(index, config.agents, nodes))
@@ -135,7 +137,7 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
             started.append(start_node(link.fleet, hosted, place / "agents", log, extra))
         with Control(link.control) as control:
             found = _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
-    if config.strategy in STRATEGIES:
+    if chosen(config).serverless:
         # Weights went between nodes only; these are here, and so is what each has saved when it ended.
         parts = [place / "agents" / directory.name / PEERS / str(agent) for agent in range(config.agents)]
         _keep_weights(directory, [RunDirectory(part) for part in parts], say)
@@ -161,8 +163,8 @@ def _submit(
     nodes: list[Popen[bytes]], log: str,
 ) -> Record:  # fmt: skip
     """Submit the run, show what happens, and wait until it is over; ended with us, whatever ends us."""
-    place = {"directory": str(directory.path.resolve()), "run": directory.name}
-    run_id = control.submit(Path(__file__).parents[1], flatten(config) | ABOUT_THE_RUN | place)
+    place = {DIRECTORY: str(directory.path.resolve()), NAME: directory.name}
+    run_id = control.submit(Path(__file__).parents[1], ABOUT_THE_RUN | flat_for_flower(config) | place)
     try:
         status = _follow(lambda: control.status(run_id), directory, tell, say, stop, nodes)
     except BaseException:
@@ -183,9 +185,9 @@ def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say,
     from flower.launch import free_port, processes, running, send, start_peer
 
     place = directory.path.resolve()
-    if not config.gossip.roster:
+    if not config.of(GossipConfig).roster:
         here = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
-        config = replace(config, gossip=replace(config.gossip, roster=here))
+        config = config.replace_options(replace(config.of(GossipConfig), roster=here))
     conf = place / "peers.toml"
     conf.write_text(tomli_w.dumps(nested(config)))
     logs = [place / "logs" / f"peer-{peer}.log" for peer in range(config.agents)]

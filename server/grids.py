@@ -15,6 +15,8 @@ from flwr.supercore.run import Run
 from client.answers import answer
 from client.session import Session
 from strategies import messages
+
+
 class LocalGrid(Grid):
     """All agents in this process. The messages that ask the same are answered by one step of one fleet."""
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from core.errors import Failure, Mistake
-from core.streams import child
+from core.streams import sampling
 from runs import digest
 from runs.ledger import Ledger
 from strategies import messages
@@ -138,13 +137,14 @@ class Rounds:
         )
         ledger.trained(got)
         with ledger.timing("aggregating_s"):
-            notes = strategy.combine(number, [got[agent] for agent in sorted(got)])
+            notes = strategy.aggregate(number, [got[agent] for agent in sorted(got)])
         ledger.note(notes)
         if judge:
             with ledger.timing("judging_s"):
                 judged = self._gather(
-                    number, MessageType.EVALUATE, asked, lambda agents: strategy.exams(number, agents), messages.judged
-                )
+                    number, MessageType.EVALUATE, asked, lambda agents: strategy.evaluation_orders(number, agents),
+                    messages.judged,
+                )  # fmt: skip
             ledger.judged(judged)
         return ledger.end()
 
@@ -158,7 +158,7 @@ class Rounds:
         count = self.config.asked(agents)
         everybody = list(range(agents))
         if count < agents:
-            drawn = np.random.default_rng(child(self.seed, number)).choice(agents, count, replace=False)
+            drawn = sampling(self.seed, number).choice(agents, count, replace=False)
             everybody = sorted(int(agent) for agent in drawn)
         out = self.health.left_out(number) & set(everybody)
         if len(everybody) - len(out) < self._quorum(len(everybody)):

@@ -17,13 +17,13 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from client.answers import exchangeable
-from client.party import ABOUT_THE_RUN, run_config
-from client.session import RunConfig, Session
-from core.options import flatten, nested
+from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
-from gossip.peers import STRATEGIES
+from core.options import nested
+from runs.config import PLUGINS, RunConfig, from_flower
 from runs.directory import RunDirectory
-from server.federate import check, federate
+from server.federate import check, federate, refuse_certificates
+from strategies.method import chosen
 
 app = ServerApp()
 
@@ -31,11 +31,6 @@ app = ServerApp()
 _WORDS = 1_000_000
 # The longest that a ServerApp lives on when it is told to go, or its SuperLink is gone.
 LEAVE_S = 10.0
-
-
-def app_config() -> dict[str, bool | int | float | str]:
-    """Every key that Flower's run_config may hold, with its default: what stands in pyproject.toml."""
-    return flatten(RunConfig(strategy="fedavg", engine="grpc", rounds=10, steps=0)) | ABOUT_THE_RUN
 
 
 def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
@@ -53,7 +48,7 @@ def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
 
 def limit(session: Session, config: RunConfig) -> int:
     """The bytes that one reply may hold."""
-    exchanged = {} if config.strategy in STRATEGIES else exchangeable(session.fleet)  # peers send theirs to each other
+    exchanged = {} if chosen(config).serverless else exchangeable(session.fleet)  # peers send theirs to each other
     return _WORDS + sum(4 * int(rows.shape[1]) for rows in exchanged.values())
 
 
@@ -83,15 +78,14 @@ def leave_in_time(seconds: float) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
     flat = context.run_config
-    config = run_config(flat)
+    named = os.environ.get(PLUGINS)
+    config = from_flower(flat, named.split(",") if named is not None else [])
     if config.engine == "local":  # whatever the configuration says, agents are elsewhere
         config = replace(config, engine="grpc")
+    refuse_certificates(config)
+    check(config)
+    limit_threads(config.threads)
     session = Session(config, numbers=[0])
-    check(config, session)
-    if config.gossip.certificates:
-        raise Mistake(
-            "nodes have certificates of their own (fedrl node --certificates): leave 'gossip.certificates' away"
-        )
     where = str(flat.get("directory") or "")
     directory = RunDirectory(Path(where or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
     if not where or not directory.conf.exists():

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.session import RunConfig, Session
-from core.options import build, nested
+from client.session import Session
 from core.errors import Mistake
+from core.options import build, nested
 from envs import WorldConfig
+from runs.config import RunConfig
 
 
 class Unseen:

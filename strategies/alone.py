@@ -1,4 +1,4 @@
-"""No federation: every agent learns on its own. The baseline of everything else."""
+"""No federation: every agent learns alone. The baseline of everything else."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
+from core.errors import Mistake
 from core.rows import adopt
 from strategies import messages
 from strategies.federation import Arrays, Config, Federation
 from strategies.messages import Trained
+from strategies.method import Parties, Run, strategy, widths
 
 
+@strategy("alone")
 class Alone(Federation):
-    """Agents are told to train and to be judged as they are.
+    """Agents train and are evaluated as they are.
 
-    Nothing travels for learning. Where agents live elsewhere, the ``widths`` of what they learn are given, and whenever
-    they save a snapshot or are judged they send it home as well, for the run's directory.
-    """
+    Nothing travels for learning. Where agents live elsewhere, the ``widths`` of what they learn are given. Whenever
+    they save a snapshot or are evaluated they send it to the server as well, for the run's directory."""
 
     personal = True
+
+    @classmethod
+    def check(cls, run: Run) -> None:
+        super().check(run)
+        if run.federation.rule not in ("auto", "mean", "weighted-mean"):
+            raise Mistake(f"{run.strategy} aggregates nothing: leave 'federation.rule' away")
+
+    @classmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        away = {} if run.engine == "local" else widths(parties.start)
+        return cls(away, parties.layout, run.agents, run.work)
 
     def __init__(self, widths: Mapping[str, int], layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         super().__init__(widths, layout, agents, work, wait_s)
@@ -30,16 +43,16 @@ class Alone(Federation):
         self._asked: list[str] = []
 
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        self._asked = list(self.widths) if extra.get("save") or self.judged else []
+        self._asked = list(self.widths) if extra.get("save") or self.evaluated else []
         return dict.fromkeys(agents, self.order(number, {}, {**extra, "parts": self._asked}))
 
     def read(self, message: Message) -> Trained:
         return messages.trained(message, {name: self.widths[name] for name in self._asked}, self.layout)
 
-    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+    def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, RecordDict())
 
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         for reply in replies:
             for name, row in reply.parts.items():
                 self.rows[name][reply.agent] = row
@@ -47,7 +60,7 @@ class Alone(Federation):
 
     def learned(self) -> Arrays:
         found: Arrays = {}
-        if not self._asked:  # what came home in a round before is old by now
+        if not self._asked:  # the rows of an earlier round are out of date
             return found
         for name, rows in self.rows.items():
             if name.startswith(messages.MOMENTS):

@@ -1,4 +1,4 @@
-"""FedAvg (McMahan 2017) over any part of any fleet: what agents learned becomes one, weighted by their work."""
+"""FedAvg (McMahan 2017) over any part of any fleet: the mean of what agents learned, weighted by their work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from logging import WARNING
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from flwr.common import log
 from numpy.typing import NDArray
 
@@ -16,15 +16,24 @@ from core.rows import adopt
 from strategies import messages
 from strategies.federation import Arrays, Config, Federation
 from strategies.messages import Trained
-from strategies.rules.robust import Rule, TooFewError, weighted_mean
+from strategies.method import Parties, Run, exchanged, strategy
+from strategies.rules.robust import make_rule, weighted_mean
+from strategies.rules.rule import F32, Rule, TooFewError, Verdict
 
 
+@strategy("fedavg")
 class FedAvg(Federation):
-    """Every round agents train from the same weights and send theirs back; a rule makes them one.
+    """Every round agents train from the same weights and send theirs back; a rule aggregates them.
 
-    Arrays named ``moments...`` hold what a party has seen since the last exchange, and are added up by the
-    parallel-variance formula; the others are parts, and go to the rule.
+    Arrays named ``moments...`` hold what an agent has seen since the last exchange. They are added up by the
+    parallel-variance formula. The others are parts, and go to the rule.
     """
+
+    @classmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        rule = chosen_rule(run, run.federation.asked(run.agents))
+        start = start_of(run, parties)
+        return cls(start, parties.layout, run.agents, run.work, rule, run.federation.wait_s)
 
     def __init__(
         self,
@@ -43,7 +52,7 @@ class FedAvg(Federation):
             for name, row in start.items()
         }
         self._packed: dict[str, bytes] = {}
-        # What agents sent is gathered here: fresh memory of this size costs more than the mean of it.
+        # The rows are gathered here: fresh memory of this size costs more than the mean of it.
         self._sent = {
             name: np.empty((agents, width), np.float32)
             for name, width in self.widths.items()
@@ -53,10 +62,10 @@ class FedAvg(Federation):
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, self.order(number, self._entries(), extra))
 
-    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+    def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, messages.content(self._entries()))
 
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         weights = np.array([reply.updates for reply in replies])
         notes: dict[str, Any] = {}
         for name in self.widths:
@@ -64,17 +73,17 @@ class FedAvg(Federation):
                 for reply in replies:
                     self.rows[name] = merged(self.rows[name], reply.parts[name].astype(np.float64))
             else:
-                notes |= self.unite(number, name, replies, weights, self.rows)
+                notes |= self.aggregate_part(number, name, replies, weights, self.rows)
         self._packed = {}
         return notes
 
-    def unite(
+    def aggregate_part(
         self, number: int, name: str, replies: Sequence[Trained], weights: NDArray[np.float64], into: Arrays
     ) -> dict[str, Any]:
-        """The rule makes one row of a part out of many; returns who had a say."""
+        """Aggregate one part with the rule. Returns the agents whose rows were used."""
         try:
             rows = np.stack([reply.parts[name] for reply in replies], out=self._sent[name][: len(replies)])
-            verdict = self.rule(rows, weights)
+            verdict = self.aggregate_rows(name, rows, weights)
         except TooFewError as error:
             log(WARNING, "round %d keeps what it had of '%s': %s", number, name, error)
             return {}
@@ -84,6 +93,10 @@ class FedAvg(Federation):
         for k, reply in enumerate(replies):
             kept[reply.agent] = int(k in verdict.kept)
         return {f"kept.{name}": kept} | {f"{key}.{name}": value for key, value in verdict.notes.items()}
+
+    def aggregate_rows(self, part: str, rows: F32, weights: NDArray[np.float64]) -> Verdict:
+        """Return one row of a part out of many (n, d); a strategy of a user's may override this."""
+        return self.rule(rows, weights)
 
     def learned(self) -> Arrays:
         found: Arrays = {}
@@ -102,13 +115,20 @@ class FedAvg(Federation):
             adopt(row, state, name)
         self._packed = {}
 
-    def arrays(self) -> ArrayRecord:
-        return ArrayRecord({name: Array(row) for name, row in self.rows.items()})
-
-    def adopt(self, arrays: ArrayRecord) -> None:
-        self.rows = {name: arrays[name].numpy().astype(row.dtype) for name, row in self.rows.items()}
-        self._packed = {}
-
     def _entries(self) -> dict[str, bytes]:
         self._packed = self._packed or messages.pack(self.rows)
         return self._packed
+
+
+def chosen_rule(run: Run, parties: int, measured: Rule | None = None) -> Rule:
+    """Return the rule of a run for so many parties."""
+    config = run.federation
+    options = None if config.rule == "auto" else run.options("rule", config.rule)
+    return make_rule(config, parties, measured, options)
+
+
+def start_of(run: Run, parties: Parties) -> Arrays:
+    """Return what travels, as it is at the start: the first agent's weights of the chosen parts, and empty moments."""
+    names = exchanged(run, parties.parts)
+    moments = [name for name in parties.start if name not in parties.parts]
+    return {name: parties.start[name].copy() for name in (*names, *moments)}

@@ -1,27 +1,29 @@
-"""FedAvg-TD3 with delayed actor sync: the critics become one every N steps, the actor every M*L.
+"""FedAvg-TD3 with delayed actor sync: the critics are averaged every N steps, the actor every M*L.
 
-A round is the stretch between two exchanges (strategies/schedule.py). It carries one part up, and down what came of the
-exchange before it: agents load that and go on, so an exchange is one round trip. Agents begin with the same weights by
-the run's seed, so nothing travels before there is something to say.
-"""
+A round is the stretch between two exchanges (strategies/schedule.py). It carries one part up, and the result of the
+exchange before it down: agents load that and go on, so an exchange is one round trip. Agents begin with the same
+weights by the run's seed, so nothing travels before something was learned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
+from core.errors import Mistake
 from core.options import option
 from core.rows import adopt
+from core.streams import agent_seeds
 from strategies import messages
-from strategies.fedavg import FedAvg
-from strategies.federation import Arrays, Config
+from strategies.fedavg import FedAvg, chosen_rule
+from strategies.federation import Arrays, Config, Federation
 from strategies.messages import Trained
-from strategies.rules.robust import Rule
+from strategies.method import Parties, Run, strategy
+from strategies.rules.rule import Rule
 from strategies.schedule import ACTOR, Schedule
 
 # The file of the actors that agents last had of their own.
@@ -46,11 +48,94 @@ class SyncConfig:
     )
 
 
+@strategy("fedavg-td3")
 class FedAvgTD3(FedAvg):
-    """Knows who has which average of which part, so that only what is new travels.
+    """Knows which agent has which average of which part, so that only what is new travels.
 
-    With gradients each agent's weights are its own, and equal when every step is exchanged. They come home at the end.
-    """
+    With gradients each agent's weights are its own, and equal where every step is exchanged. They are sent to the
+    server at the end."""
+
+    tables: ClassVar[Mapping[str, type[Any]]] = {**FedAvg.tables, "sync": SyncConfig}
+    algorithms = ("td3",)
+    anchors = True
+
+    @classmethod
+    def check(cls, run: Run) -> None:
+        super().check(run)
+        cls.schedule_of(run)
+        if not cls.exchanges_gradients(run):
+            return
+        if run.federation.fraction < 1:
+            raise Mistake(
+                "an agent that misses an exchange of gradients is apart for good: leave 'federation.fraction' at 1, or "
+                "exchange parameters"
+            )
+        if run.unseen and run.engine != "local":
+            raise Mistake(
+                "where gradients are exchanged, weights come from the nodes at the end only: evaluate in unseen worlds "
+                "with fedrl eval then, or take the engine local"
+            )
+
+    @classmethod
+    def warnings(cls, run: Run) -> list[str]:
+        sync, td3, found = run.of(SyncConfig), run.options("agent", run.algorithm), []
+        N, M, ML = sync.critic_every, td3.policy_delay, sync.actor_every * td3.policy_delay
+        if ML % N:
+            found.append(
+                f"the actor is exchanged every {ML} steps, no multiple of the {N} of the critics: targets then move "
+                "to critics that are an average of different ages"
+            )
+        if td3.learning_starts % M:
+            found.append(
+                f"'td3.learning-starts' is no multiple of td3.policy-delay, {M}: the actor is exchanged between its "
+                "updates"
+            )
+        if cls.exchanges_gradients(run) and max(N, sync.actor_every) * td3.updates_per_step > 1:
+            found.append(
+                "only the steps at exchanges are shared, between them agents take their own: their weights drift apart"
+            )
+        return found
+
+    @classmethod
+    def prepare(cls, run: Run, fleet: Any, whole: bool) -> None:
+        fleet.begin_alike(agent_seeds(run.seed, [0])[0])
+
+    @classmethod
+    def over(cls, run: Run, number: int, lived: Sequence[int]) -> bool:
+        """The schedule's rounds are what the run is made of."""
+        schedule = cls.schedule_of(run)
+        return number >= min(rounds for rounds in (run.rounds, schedule.rounds) if rounds)
+
+    @classmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        rule = chosen_rule(run, run.federation.asked(run.agents))
+        start = {name: row for name, row in parties.start.items() if name in parties.parts}
+        return cls(
+            cls.schedule_of(run), cls.exchanges_gradients(run), start, parties.layout, run.agents, run.work, rule,
+            run.federation.wait_s,
+        )  # fmt: skip
+
+    @classmethod
+    def exchanges_gradients(cls, run: Run) -> bool:
+        return run.of(SyncConfig).exchange == "gradients"
+
+    @classmethod
+    def intervals(cls, run: Run) -> tuple[int, int]:
+        """Return N and L: steps between exchanges of the critics, actor updates between exchanges of the actor."""
+        sync = run.of(SyncConfig)
+        return sync.critic_every, sync.actor_every
+
+    @classmethod
+    def schedule_of(cls, run: Run) -> Schedule:
+        """Return when what is exchanged; refuses steps that the copies of a world cannot meet."""
+        if run.federation.parts:
+            raise Mistake(f"{run.strategy} exchanges the actor and the critics: leave 'federation.parts' away")
+        N, L = cls.intervals(run)
+        copies, delay = run.world.copies, run.options("agent", run.algorithm).policy_delay
+        for key, every in (("sync.critic-every", N), ("sync.actor-every times td3.policy-delay", L * delay)):
+            if every % copies:
+                raise Mistake(f"{key} is {every} steps, and {copies} copies step at once: make it a multiple of them")
+        return Schedule(N, L * delay, run.steps)
 
     def __init__(
         self,
@@ -100,11 +185,11 @@ class FedAvgTD3(FedAvg):
     def read(self, message: Message) -> Trained:
         return messages.trained(message, {name: self.widths[name] for name in self._asked}, self.layout)
 
-    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+    def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         shared = {} if self.personal else {ACTOR: self.rows[ACTOR]}
         return dict.fromkeys(agents, messages.content(messages.pack(shared)))
 
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         agents = [reply.agent for reply in replies]
         for reply in replies:
             k = reply.agent
@@ -122,7 +207,7 @@ class FedAvgTD3(FedAvg):
         if part == ACTOR and not self.personal:
             self.actors[agents] = [reply.parts[part] for reply in replies]
         before = into[part]
-        notes = self.unite(number, part, replies, self.worked[agents, at], into)
+        notes = self.aggregate_part(number, part, replies, self.worked[agents, at], into)
         self.worked[agents, at] = 0
         # Without a verdict nobody takes this step, least of all down an old gradient.
         if self.personal and into[part] is before:
@@ -146,7 +231,7 @@ class FedAvgTD3(FedAvg):
         usual = max(self.work * every, 1)
         return self._done(number) // usual > self._done(number - 1) // usual
 
-    def keepsakes(self) -> dict[str, Arrays]:
+    def extra_weights(self) -> dict[str, Arrays]:
         return {} if self.personal else {OWN: {ACTOR: self.actors}}
 
     def state(self) -> Arrays:

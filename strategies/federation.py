@@ -1,29 +1,20 @@
-"""What every strategy of ours is: a Flower Strategy whose replies are checked one by one, as they come.
-
-Flower's own loop (``Strategy.start``) works, and is enough for a quick look. Ours (server/rounds.py) asks the same
-object in finer steps, because it must know which replies count while it still waits for others.
-"""
+"""What every strategy with a server is: what agents are sent, and how their replies are aggregated."""
 
 from __future__ import annotations
 
-import time
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import INFO, WARNING
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common import log
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
 from core.options import option
 from strategies import messages
-from strategies.messages import Judged, RefusedError, Trained
-from strategies.rules.robust import RuleConfig
+from strategies.messages import Trained
+from strategies.method import Method, Parties, Run
+from strategies.rules.rule import RuleConfig
 
 Arrays = dict[str, NDArray[Any]]
 Config = Mapping[str, Any]
@@ -48,145 +39,74 @@ class FederationConfig(RuleConfig):
         return max(1, round(self.fraction * agents))
 
 
-class Federation(Strategy):
+class Federation(Method, ABC):
     """K agents by number, a node for each, and what one round asks of them.
 
-    ``widths`` are the arrays that travel and their lengths, ``layout`` the number that says what they mean. Agents of a
-    ``personal`` one keep weights of their own: where they live in this process, theirs are what a run leaves.
+    ``widths`` are the arrays that travel and their lengths, ``layout`` is the number that says what they mean. Agents
+    of a ``personal`` strategy keep weights of their own: where they live in this process, theirs are what a run leaves.
     """
 
+    tables: ClassVar[Mapping[str, type[Any]]] = {"federation": FederationConfig}
     personal = False
-    # Whether the round that is asked for next is judged.
-    judged = False
+    # Whether the round that is asked for next is evaluated.
+    evaluated = False
+
+    @classmethod
+    @abstractmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        """Return the strategy of a run."""
 
     def __init__(self, widths: Mapping[str, int], layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         self.widths, self.layout, self.agents, self.work = dict(widths), layout, agents, work
         self.wait_s = wait_s
         self.members: dict[int, int] = {}
 
-    # What a round is made of ------------------------------------------------------------------------------------------
-
     def admit(self, who: messages.Described) -> None:
-        """A party has said who it is: know what this strategy needs to know of it, or refuse it."""
+        """A node has said which agent it is: learn what this strategy needs to know of it, or refuse it."""
 
     @abstractmethod
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:
-        """What each of these agents is sent to train with; ``extra`` goes into every config."""
+        """Return the message that each of these agents trains by; ``extra`` goes into every one."""
 
     @abstractmethod
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
-        """Make one of what many learned; returns what the ledger should know. Replies are checked, in agents' order."""
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+        """Aggregate the accepted replies, in the order of the agents. Returns metrics for the ledger."""
 
     @abstractmethod
-    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
-        """What each of these agents is sent to be judged."""
+    def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+        """Return the message that each of these agents is evaluated by."""
 
     @abstractmethod
     def learned(self) -> Arrays:
-        """All that acting needs, a row per agent or one for everybody; empty when agents keep theirs to themselves."""
+        """Return all that acting needs, a row per agent or one for all; empty where agents keep theirs."""
 
     def length(self, number: int) -> float:
-        """How long a round's work is beside that of a usual one."""
+        """Return how long a round's work is, in usual rounds."""
         return 1.0
 
     def passes(self, number: int, every: int) -> bool:
-        """Whether this round ends at or passes a multiple of ``every`` usual rounds (a usual one is ``work`` long)."""
+        """Return whether this round ends at or passes a multiple of ``every`` usual rounds (each is ``work`` long)."""
         return number % every == 0
 
-    def keepsakes(self) -> dict[str, Arrays]:
-        """Other weights that a run leaves, each as a file of its name."""
+    def extra_weights(self) -> dict[str, Arrays]:
+        """Return other weights that a run leaves, each as a file of its name."""
         return {}
 
     @abstractmethod
     def state(self) -> Arrays:
-        """Everything a resume needs, by name."""
+        """Return everything that a resume needs, by name."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None: ...
 
     def read(self, message: Message) -> Trained:
-        """A reply to an order, or a refusal by name."""
+        """Return what a reply says; raises RefusedError with a name and a reason."""
         return messages.trained(message, self.widths, self.layout)
 
     def order(self, number: int, arrays: Config, extra: Config) -> RecordDict:
-        """The content of a train message: these weights, this much work, send the same parts back.
+        """Return the content of a train message: these weights, this much work, send the same parts back.
 
-        ``extra`` goes over it, as for a strategy that wants other work or gradients.
+        ``extra`` overrides it, for a strategy that wants other work or gradients.
         """
         usual = {"round": number, "work": self.work, "layout": self.layout, "exchange": "weights", "pause": ""}
         return messages.content(arrays, usual, {"parts": list(self.widths)}, extra)
-
-    # Flower's own loop ------------------------------------------------------------------------------------------------
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        self.adopt(arrays)
-        if not self.members:
-            self.meet(grid)
-        return self._addressed(MessageType.TRAIN, self.orders(server_round, sorted(self.members), dict(config)))
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        accepted: dict[int, Trained] = {}
-        for reply in replies:
-            try:
-                found = self.read(reply)
-                if found.agent in accepted:
-                    raise RefusedError("duplicate-party", f"agent {found.agent} has already answered this round")
-                accepted[found.agent] = found
-            except RefusedError as error:
-                log(WARNING, "a reply was refused (%s): %s", error.reason, error)
-        if not accepted:
-            return None, None
-        self.combine(server_round, [accepted[agent] for agent in sorted(accepted)])
-        steps = float(sum(reply.steps for reply in accepted.values()))
-        return self.arrays(), MetricRecord({"replies": len(accepted), "steps": steps})
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return self._addressed(MessageType.EVALUATE, self.exams(server_round, sorted(self.members)))
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        found: list[Judged] = []
-        for reply in replies:
-            try:
-                found.append(messages.judged(reply))
-            except RefusedError as error:
-                log(WARNING, "a judgement was refused (%s): %s", error.reason, error)
-        return MetricRecord({"return": float(np.mean([one.value for one in found]))}) if found else None
-
-    def summary(self) -> None:
-        log(INFO, "%s of %s over %d agents", type(self).__name__, ", ".join(self.widths) or "nothing", self.agents)
-
-    def arrays(self) -> ArrayRecord:
-        """The weights as Flower carries them from round to round; empty for strategies that have no global ones."""
-        return ArrayRecord()
-
-    def adopt(self, arrays: ArrayRecord) -> None:
-        """Take over the weights that Flower's loop hands in."""
-
-    def meet(self, grid: Grid) -> None:
-        """Ask every node which agent it is, until all are there or the wait is over."""
-        deadline = time.monotonic() + self.wait_s
-        asked: set[int] = set()
-        while len(self.members) < self.agents and time.monotonic() < deadline:
-            new = sorted(set(grid.get_node_ids()) - asked)
-            asked |= set(new)
-            letters = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
-            for reply in grid.send_and_receive(letters, timeout=self.wait_s) if letters else ():
-                try:
-                    who = messages.described(reply)
-                    self.admit(who)
-                    self.members[who.agent] = reply.metadata.src_node_id
-                except RefusedError as error:
-                    log(WARNING, "a node was refused (%s): %s", error.reason, error)
-            if not new:
-                time.sleep(0.1)
-        if not self.members:
-            raise TimeoutError(f"no party came within {self.wait_s:g} s; start some, or raise federation.wait-s")
-
-    def _addressed(self, kind: str, contents: Mapping[int, RecordDict]) -> list[Message]:
-        return [Message(content, self.members[agent], kind) for agent, content in contents.items()]

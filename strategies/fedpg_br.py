@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from core.options import option
 from core.errors import Mistake
+from core.options import option
 from core.rows import adopt
+from core.streams import generator
 from strategies import messages, scsg
 from strategies.federation import Arrays, Config, Federation, FederationConfig
 from strategies.messages import Trained
-from strategies.rules.robust import Rule, TooFewError, Verdict, fedpg_filter, make_rule, number
+from strategies.method import Parties, Run, strategy
+from strategies.rules.robust import fedpg_filter, make_rule
+from strategies.rules.rule import Rule, TooFewError, Verdict, number
 from strategies.scsg import SCSGConfig
 
 F32 = NDArray[np.float32]
@@ -45,19 +48,38 @@ class Learner(scsg.Learner, Protocol):
     def load_state(self, state: Mapping[str, NDArray[Any]], where: str = "") -> None: ...
 
 
+@strategy("fedpg-br")
 class FedPG(Federation):
-    """Every round parties measure a gradient at the same policy; the server filters, and steps with its own help."""
+    """Every round agents measure a gradient at the same policy; the server filters, and steps with its own help."""
 
-    def __init__(
-        self, learner: Learner, config: FedPGConfig, rules: FederationConfig, layout: int, agents: int, seed: int
-    ) -> None:
-        config.check()
+    tables: ClassVar[Mapping[str, type[Any]]] = {**Federation.tables, "fedpg": FedPGConfig}
+    algorithms = ("policy-gradient",)
+
+    @classmethod
+    def check(cls, run: Run) -> None:
+        super().check(run)
+        rules = run.federation
+        run.of(FedPGConfig).check()
         if rules.batch != type(rules).batch:
             raise Mistake("in fedpg-br 'fedpg.batch-min' and 'fedpg.batch-max' say it: leave 'federation.batch' away")
         if rules.parts not in ("", "policy"):
             raise Mistake(f"fedpg-br has the part policy and no other: 'federation.parts' cannot be '{rules.parts}'")
+
+    @classmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        config = run.of(FedPGConfig)
+        options = None if run.federation.rule == "auto" else run.options("rule", run.federation.rule)
+        learner = parties.server_agent(config.own_batch)
+        return cls(learner, config, run.federation, parties.layout, run.agents, run.seed, options)
+
+    def __init__(
+        self, learner: Learner, config: FedPGConfig, rules: FederationConfig, layout: int, agents: int, seed: int,
+        options: Any = None,
+    ) -> None:  # fmt: skip
+        """``options`` are those of a plugin's rule."""
         super().__init__({"policy": learner.policy.shape[1]}, layout, agents, config.batch_max, rules.wait_s)
         self.learner, self.config, self.rules, self.seed = learner, config, rules, seed
+        self.options = options
         self.filters = rules.rule in ("auto", "fedpg")
         self.sigma = None if rules.sigma == "auto" else number(rules.sigma)
         self.asked = rules.asked(agents)
@@ -72,10 +94,10 @@ class FedPG(Federation):
         asked = {**extra, "work": self.config.batch(self.seed, number), "exchange": "gradients"}
         return dict.fromkeys(agents, self.order(number, self._entries(), asked))
 
-    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+    def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, messages.content(self._entries()))
 
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         batch = self.config.batch(self.seed, number)
         lived = int(self.learner.worlds.steps[0])
         auto = self.filters and self.sigma is None
@@ -88,8 +110,7 @@ class FedPG(Federation):
         if auto:
             self._calibrate(scatters or [self._scatter(self.config.own_batch)])
         self.sampled += [[batch * self.asked / self.agents, 0.0]]
-        generator = np.random.default_rng([self.seed, number, 2])
-        if generator.random() < 1.0 / number:
+        if generator(self.seed, number, "picked").random() < 1.0 / number:
             self.picked[...] = self.learner.policy
         kept: list[int | None] = [None] * self.agents
         for k, reply in enumerate(replies):
@@ -107,7 +128,7 @@ class FedPG(Federation):
     def learned(self) -> Arrays:
         return {"policy": self.learner.policy.copy()}
 
-    def keepsakes(self) -> dict[str, Arrays]:
+    def extra_weights(self) -> dict[str, Arrays]:
         """The paper's output: the policy after a round that was picked uniformly."""
         return {"picked": {"policy": self.picked}}
 
@@ -119,12 +140,6 @@ class FedPG(Federation):
         for name in ("variance", "picked", "sampled"):
             adopt(getattr(self, name), state, name)
         self.learner.load_state(state, "server.")
-
-    def arrays(self) -> ArrayRecord:
-        return ArrayRecord({"policy": Array(self.learner.policy[0])})
-
-    def adopt(self, arrays: ArrayRecord) -> None:
-        self.learner.policy[0] = arrays["policy"].numpy()
 
     def _entries(self) -> dict[str, bytes]:
         return messages.pack({"policy": self.learner.policy[0]})
@@ -146,7 +161,7 @@ class FedPG(Federation):
         def measured(rows: F32, weights: NDArray[np.float64]) -> Verdict:
             return fedpg_filter(rows, self.asked, batch, self._sigma(), self.rules.delta, self.rules.alpha)
 
-        return make_rule(self.rules, self.asked, measured)
+        return make_rule(self.rules, self.asked, measured, self.options)
 
     def _ascend(self, mu: F32 | None, batch: int, number: int) -> tuple[int, list[float]]:
         """The inner loop from theta_0: how many steps it took, and how far its trajectories' gradients scatter."""

@@ -10,21 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.common import log
 from numpy.typing import NDArray
 
-from core.options import option
+from core.errors import Mistake
 from core.moments import merged
+from core.options import option
 from core.rows import adopt
 from strategies import messages
+from strategies.fedavg import chosen_rule
 from strategies.federation import Arrays, Config, Federation
-from strategies.graphs.matrix import NAMES, STAR, communication, spelled
+from strategies.graphs.matrix import STAR, communication, names, spelled
 from strategies.messages import Trained
-from strategies.rules.robust import Rule, TooFewError
+from strategies.method import Parties, Run, strategy, widths
+from strategies.rules.rule import Rule, TooFewError
 
 Bools = NDArray[np.bool_]
 AVERAGE = "average"
@@ -37,7 +40,7 @@ class KLConfig:
 
     matrix: str = option(
         "complete",
-        f"Who learns from whom: {', '.join(NAMES)}; {STAR}, everybody from the average; JSON, or a file that holds it.",
+        f"Who learns from whom: {', '.join(names()[:-1])}; {STAR}, all from the average; JSON, or a file with it.",
     )
     normalise: bool = option(True, "The weights of an agent's neighbours add up to 1; false: they count as given.")
     max_age: int = option(
@@ -51,14 +54,44 @@ class KLConfig:
         object.__setattr__(self, "matrix", spelled(self.matrix))
 
 
+@strategy("kl-ppo")
 class KLPPO(Federation):
-    """Keeps the last policy of every agent that somebody listens to, and hands it to those who do.
+    """Keeps the last policy of every agent that others are pulled towards, and hands it to them.
 
-    ``moments`` is the width of what agents know of their observations; when it is not 0 that is added up over all who
-    are linked, because a neighbour's policy can only be asked about what the neighbour would have seen.
+    ``moments`` is the width of the running moments of observations. Where it is not 0 they are added up over all linked
+    agents, because a neighbour's policy must be given observations as the neighbour would normalise them.
     """
 
+    tables: ClassVar[Mapping[str, type[Any]]] = {**Federation.tables, "kl": KLConfig}
+    algorithms = ("ppo",)
+    links = True
     personal = True
+
+    @classmethod
+    def check(cls, run: Run) -> None:
+        super().check(run)
+        rules, config = run.federation, run.of(KLConfig)
+        if rules.judges and config.matrix != STAR:
+            raise Mistake(
+                "in kl-ppo a rule makes the average of the star: 'federation.rule', 'federation.byzantine' and "
+                f"'federation.mixing' mean nothing without kl.matrix = \"{STAR}\""
+            )
+        if rules.parts not in ("", POLICY):
+            raise Mistake(f"kl-ppo exchanges policies and nothing else: 'federation.parts' cannot be '{rules.parts}'")
+        if config.matrix != STAR:
+            communication(config.matrix, run.agents, config.normalise)
+
+    @classmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        # Reward scales stay with the agents, as value functions do; how observations are normalised is part of a
+        # policy.
+        own, rule = widths(parties.start), chosen_rule(run, run.agents)
+        learner = run.options("agent", run.algorithm)
+        pulls = learner.penalty and learner.penalty_coef > 0
+        return cls(
+            run.of(KLConfig), rule, own[POLICY], parties.layout, run.agents, run.work, run.federation.wait_s,
+            moments=own[OBSERVATIONS] if pulls and OBSERVATIONS in own else 0,
+        )  # fmt: skip
 
     def __init__(
         self,
@@ -98,7 +131,7 @@ class KLPPO(Federation):
     def read(self, message: Message) -> Trained:
         return messages.trained(message, self._sends(messages.party(message)), self.layout)
 
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         near: Bools = self.matrix > 0
         usable = self._usable(number)
         old = usable & (self.since < number - 1)
@@ -114,7 +147,7 @@ class KLPPO(Federation):
                 self.moments = merged(self.moments, reply.parts[OBSERVATIONS].astype(np.float64))
         return said
 
-    def exams(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
+    def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, RecordDict())
 
     def learned(self) -> Arrays:

@@ -1,4 +1,4 @@
-"""Weights go between agents only: the server says who is there and where, counts rounds, and gathers figures."""
+"""The server's part where weights go between agents only: it hands out addresses, counts rounds, gathers figures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from flwr.app import Message, RecordDict
 from core.errors import Mistake
 from strategies import messages
 from strategies.alone import Alone
-from strategies.federation import Config
+from strategies.federation import Config, Federation
 from strategies.messages import Described, Trained
+from strategies.method import Parties, Run
 
 
 class Roster(Alone):
-    """Every order says who takes part and where each is reached: who comes, leaves or moves is known with the next.
+    """Every order says which agents take part and where each is reached.
 
-    No array comes with an order or an answer: one that has any is refused. What all the words of a round's orders and
-    answers weigh is counted (``words_down``, ``words_up``), and what agents sent each other (``peers.bytes_up``).
+    No array travels with an order or a reply: a reply that has one is refused. The bytes of orders and replies are
+    counted (``words_down``, ``words_up``), and those that agents sent each other (``peers.bytes_up``).
     """
+
+    @classmethod
+    def build(cls, run: Run, parties: Parties) -> Federation:
+        return cls(parties.layout, run.agents, run.work, run.federation.wait_s)
 
     def __init__(self, layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         super().__init__({}, layout, agents, work, wait_s)
@@ -50,7 +55,7 @@ class Roster(Alone):
             self._up[found.agent] = _size(message.content)
         return found
 
-    def combine(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
+    def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         return {"words_up": self._up, "words_down": self._down}
 
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from core.options import option
 from core.errors import Mistake
+from core.options import option
+from core.streams import generator
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -41,14 +42,14 @@ class SCSGConfig:
 
     def batch(self, seed: int, number: int) -> int:
         """B_t: the same for all parties of a round."""
-        return int(np.random.default_rng([seed, number, 0]).integers(self.batch_min, self.batch_max + 1))
+        return int(generator(seed, number, "batch").integers(self.batch_min, self.batch_max + 1))
 
     def length(self, batch: int, seed: int, number: int) -> int:
         """N_t: geometric with support from 1 and mean 1 + B/b for SCSG."""
         if self.inner != "scsg":
             return {"svrpg": 3, "none": 1}[self.inner]
         b = self.own_batch
-        return int(np.random.default_rng([seed, number, 1]).geometric(b / (batch + b)))
+        return int(generator(seed, number, "inner-steps").geometric(b / (batch + b)))
 
 
 class Learner(Protocol):

@@ -1,81 +1,50 @@
-"""Who learns from whom: a matrix C (K, K) whose entry C[k][j] is how much agent k is pulled towards agent j.
+"""Communication matrices: C[k][j] is how much agent k is pulled towards agent j.
 
-Directed, not negative, nothing on the diagonal. It has a name, or comes as JSON: all of it, or {"edges": [[k, j,
-weight], ...]}, which is read as "k learns from j".
-"""
+C is directed, not negative, and has nothing on its diagonal. It is a registered graph that does not change, or JSON:
+all of it, or {"edges": [[k, j, weight], ...]}, which is read as "k learns from j"."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.errors import Mistake
+from strategies.graphs import parse, topology
+from strategies.graphs.parse import F64
 
-F64 = NDArray[np.float64]
-# In a star everybody is pulled towards the average of all: there is one neighbour, and it is nobody.
+# In a star every agent is pulled towards the average of all: its one neighbour is no agent.
 STAR = "star"
-JSON = ("[", "{")
 KEY = "kl.matrix"
 
 
-def ring(agents: int) -> F64:
-    """Both agents beside one's own number, the first and the last beside each other."""
-    C = np.zeros((agents, agents))
-    for k in range(agents):
-        C[k, (k - 1) % agents] = C[k, (k + 1) % agents] = 1.0
-    np.fill_diagonal(C, 0.0)
-    return C
+def names() -> tuple[str, ...]:
+    """Return what a matrix may be called: the graphs that do not change from round to round, and the star."""
+    return (*topology.fixed(), STAR)
 
 
-def complete(agents: int) -> F64:
-    return np.ones((agents, agents)) - np.eye(agents)
+def spelled(text: str) -> str:
+    """Return a matrix's name or its JSON; refuses anything else."""
+    return parse.spelled(text, KEY, names())
 
 
-def pairs(agents: int) -> F64:
-    """0 and 1, 2 and 3, and so on; of an odd number the last is on its own."""
-    C = np.zeros((agents, agents))
-    for k in range(0, agents - 1, 2):
-        C[k, k + 1] = C[k + 1, k] = 1.0
-    return C
-
-
-NAMES: dict[str, Callable[[int], F64]] = {"ring": ring, "complete": complete, "pairs": pairs}
-
-
-def spelled(text: str, key: str = KEY, names: tuple[str, ...] = (*NAMES, STAR)) -> str:
-    """A matrix's name or its JSON, and nothing else: who is sent a configuration opens no file for it."""
-    text = text.strip()
-    if text in names or text.startswith(JSON):
-        return text
-    raise Mistake(f"'{key}' is {', '.join(names)}, or JSON; files are read where a conf is: not '{text[:200]}'")
-
-
-def inlined(text: str, key: str = KEY, names: tuple[str, ...] = (*NAMES, STAR)) -> str:
-    """The same of what a person wrote: a file's name becomes what the file holds, so that a run needs no file."""
-    text = text.strip()
-    if text in names or text.startswith(JSON):
-        return text
-    try:
-        if not Path(text).is_file():  # a device never ends, and a pipe waits
-            raise OSError
-        return json.dumps(json.loads(Path(text).read_text()), separators=(",", ":"))
-    except (OSError, UnicodeDecodeError):
-        raise Mistake(f"'{key}' is {', '.join(names)}, JSON, or a file that holds it, not '{text}'") from None
-    except (ValueError, RecursionError) as error:
-        raise Mistake(f"'{key}' = {text} holds no JSON: {error}") from None
+def inlined(text: str) -> str:
+    """Return the same of what a user wrote, with the content of a file in place of its name."""
+    return parse.inlined(text, KEY, names())
 
 
 def communication(text: str, agents: int, normalise: bool) -> F64:
-    """The matrix (K, K) of so many agents; normalised, what is not nothing in a row adds up to 1."""
-    C = NAMES[text](agents) if text in NAMES else _from_json(text, agents)
+    """Return the matrix (K, K) of so many agents; normalised, a row that is not zero adds up to 1."""
+    C = _named(text, agents) if text in topology.fixed() else _from_json(text, agents)
     sums = C.sum(axis=1, keepdims=True)
     return C / np.where(sums > 0, sums, 1.0) if normalise else C
+
+
+def _named(text: str, agents: int) -> F64:
+    C = np.zeros((agents, agents))
+    receivers, senders = topology.graph(text).edges(agents, topology.Round(1))
+    C[receivers, senders] = 1.0
+    return C
 
 
 def _from_json(text: str, agents: int) -> F64:
@@ -83,57 +52,4 @@ def _from_json(text: str, agents: int) -> F64:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Mistake(f"'{KEY}' is no JSON: {error}") from None
-    return weights(found, agents)
-
-
-def weights(found: Any, agents: int, key: str = KEY, own: bool = False) -> F64:
-    """What JSON says of who weighs how much with whom: rows, or edges; ``own``: links to oneself are allowed."""
-    if isinstance(found, dict):
-        if set(found) != {"edges"} or not isinstance(found["edges"], list):
-            raise Mistake(f"'{key}' is {{\"edges\": [[k, j, weight], ...]}}, or a list of rows")
-        C = _edges(found["edges"], agents, key)
-    else:
-        C = _rows(found, agents, key)
-    for k in np.flatnonzero(np.diag(C)):
-        if not own:
-            raise Mistake(f"'{key}' links agent {k} to itself")
-    return C
-
-
-def _edges(edges: list[Any], agents: int, key: str) -> F64:
-    C, seen = np.zeros((agents, agents)), set()
-    for edge in edges:
-        if not isinstance(edge, list) or len(edge) != 3:
-            raise Mistake(f"'{key}' has an edge {json.dumps(edge)}, and one is [k, j, weight]")
-        for index in edge[:2]:
-            if type(index) is not int or not 0 <= index < agents:
-                raise Mistake(f"'{key}' has an edge {json.dumps(edge)}, and agents go from 0 to {agents - 1}")
-        k, j, weight = edge
-        if (k, j) in seen:
-            raise Mistake(f"'{key}' has the edge from {k} to {j} twice")
-        seen.add((k, j))
-        C[k, j] = _weight(weight, k, j, key)
-    return C
-
-
-def _rows(rows: Any, agents: int, key: str) -> F64:
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise Mistake(f"'{key}' is a list of rows, each a list of weights")
-    if any(len(row) != len(rows) for row in rows):
-        widths = ", ".join(map(str, sorted({len(row) for row in rows})))
-        raise Mistake(f"'{key}' is not square: {len(rows)} rows with {widths} weights")
-    if len(rows) != agents:
-        raise Mistake(f"'{key}' is for {len(rows)} agents, and the run has {agents}")
-    C = [[_weight(weight, k, j, key) for j, weight in enumerate(row)] for k, row in enumerate(rows)]
-    return np.array(C, np.float64).reshape(agents, agents)
-
-
-def _weight(value: Any, k: int, j: int, key: str) -> float:
-    where = f"'{key}' has the weight {json.dumps(value)} from {k} to {j}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Mistake(f"{where}, and a weight is a number")
-    if not math.isfinite(value):
-        raise Mistake(f"{where}, and weights are finite")
-    if value < 0:
-        raise Mistake(f"{where}: negative, it would push apart without end")
-    return float(value)
+    return parse.weights(found, agents, KEY)

@@ -1,142 +1,67 @@
-"""Rules that make one row of many: (n, d), weights (n,) -> a verdict, which is a row and who had a say in it.
+"""The built-in rules, each a function of rows and f. A paper is named where a rule comes from one.
 
-``f`` is how many of the n rows may be lies. Only ``weighted_mean`` looks at the weights: a weight is a party's own
-word, and a rule for parties that lie cannot take it. The result depends on which rows came, never on their order; where
-two choices are equally good, the order of the rows' bytes decides (``strategies/rules/geometry.py``). Rules keep
-nothing from one call to the next, so one rule serves all parts of a fleet, and there is nothing to save or to forget.
+Where two choices are equally good, the order of the rows' bytes decides (``strategies/rules/geometry.py``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.options import option
 from core.errors import Mistake
 from strategies.rules.geometry import F32, F64, I64, Cloud, krum_rounds
+from strategies.rules.rule import (
+    MIXING,
+    Given,
+    Needs,
+    Rule,
+    RuleConfig,
+    Verdict,
+    enough,
+    given_rule,
+    needs,
+    number,
+    rule,
+)
 
-
-class Verdict(NamedTuple):
-    """What a rule decided. Nobody kept is no verdict: the row is nan then, so that nobody takes it for one."""
-
-    row: F32
-    kept: NDArray[np.int64]  # which rows had a say, ascending
-    notes: dict[str, float]  # for the ledger: a radius, a number of steps, ...
-
-
-Rule = Callable[[F32, NDArray[np.float64]], Verdict]
-
-# How many rows each rule needs to survive f liars.
-NEEDS: dict[str, Callable[[int], int]] = {
-    "weighted-mean": lambda f: 1,
-    "mean": lambda f: 1,
-    "fedpg": lambda f: 2 * f + 1,
-    "median": lambda f: 2 * f + 1,
-    "trimmed-mean": lambda f: 2 * f + 1,
-    "krum": lambda f: 2 * f + 3,
-    "multi-krum": lambda f: 2 * f + 3,
-    "bulyan": lambda f: 4 * f + 3,
-    "geometric-median": lambda f: 2 * f + 1,
-    "centered-clipping": lambda f: 2 * f + 1,
-    "minimum-diameter": lambda f: 2 * f + 1,
-    "norm-clipping": lambda f: 2 * f + 1,
-    "mixing": lambda f: 2 * f + 1,
-}
-RULES = ("auto", *(name for name in NEEDS if name != "mixing"))
 MOST_LEFT_OUT = 20  # by minimum-diameter: the search for whom to leave out can double with every two of them
 
 
-class TooFewError(ValueError):
-    """Fewer rows than a rule needs to survive its liars."""
+def make_rule(config: RuleConfig, parties: int, measured: Rule | None = None, options: Any = None) -> Rule:
+    """Return the rule of a configuration for this many parties.
 
-
-@dataclass(frozen=True)
-class RuleConfig:
-    """How the rows of the parties become one."""
-
-    rule: str = option(
-        "auto", "How the rows of the parties become one; auto: fedpg for fedpg-br, else weighted-mean.", choices=RULES
-    )
-    byzantine: int = option(0, "f: how many liars the rule must survive (the two means survive none).", low=0)
-    mixing: bool = option(False, "Replace every row by the mean of the n - f nearest to it before the rule.")
-    keep: int = option(0, "Rows that multi-krum averages (0: n - f).", low=0)
-    steps: int = option(100, "Steps of Weiszfeld's iteration (geometric-median).", low=1)
-    smoothing: float = option(1e-6, "No row counts as nearer than this share of the median distance.", above=0, high=1)
-    radius: float = option(0.0, "Where clipping begins (0: at the median of the distances, anew in every step).", low=0)
-    clipping_steps: int = option(3, "Steps of centered-clipping.", low=1)
-    sigma: str = option(
-        "auto",
-        "How far honest gradients may be from the true one, a number (fedpg); auto: fedpg-br measures it.",
-        number_too=True,
-    )
-    delta: float = option(0.6, "How often an honest row may be mistaken for a lie (fedpg).", above=0, high=1)
-    alpha: float = option(0.4, "Bound on the share of liars (fedpg).", low=0, high=0.5)
-    batch: int = option(16, "Trajectories behind every row (fedpg; fedpg-br knows how many).", low=1)
-
-    @property
-    def judges(self) -> bool:
-        """Whether anything but the usual mean is asked for: who does not ask a rule refuses that."""
-        return self.rule != "auto" or self.byzantine > 0 or self.mixing
-
-
-def number(sigma: str) -> float:
-    """A sigma that is given and not measured."""
-    try:
-        found = float(sigma)
-        if not 0 < found < math.inf:
-            raise ValueError
-    except ValueError:
-        raise Mistake(f"'sigma' is auto or a number above 0, not {sigma!r}") from None
-    return found
-
-
-def make_rule(config: RuleConfig, parties: int, measured: Rule | None = None) -> Rule:
-    """The rule of a configuration, for this many parties; ``measured``: the filter of who knows its sigma and batch."""
-    f, c = config.byzantine, config
-    rule = ("fedpg" if measured else "weighted-mean") if c.rule == "auto" else c.rule
-    if rule == "fedpg" and not measured and c.sigma == "auto":
+    ``measured`` is the filter of a strategy that knows its sigma and batch; ``options`` are those of a plugin's rule.
+    """
+    f = config.byzantine
+    name = ("fedpg" if measured else "weighted-mean") if config.rule == "auto" else config.rule
+    if name == "fedpg" and not measured and config.sigma == "auto":
         raise Mistake("'sigma' = auto is measured by the strategy fedpg-br; elsewhere the rule fedpg needs a number")
-    for name in (rule, "mixing") if c.mixing else (rule,):
-        if parties < (needed := NEEDS[name](f)):
+    for one in (name, MIXING) if config.mixing else (name,):
+        if parties < (needed := needs(one, f)):
             raise Mistake(
-                f"'{name}' needs at least {needed} parties to survive byzantine = {f}, and there are {parties}; "
+                f"'{one}' needs at least {needed} parties to survive byzantine = {f}, and there are {parties}; "
                 "lower byzantine, add parties, or take another rule"
             )
-    if rule == "minimum-diameter" and f > MOST_LEFT_OUT:
+    if name == "minimum-diameter" and f > MOST_LEFT_OUT:
         raise Mistake(
-            f"'minimum-diameter' searches for at most {MOST_LEFT_OUT} liars, not byzantine = {f}; try 'median'"
+            f"'minimum-diameter' searches for at most {MOST_LEFT_OUT} attackers, not byzantine = {f}; try 'median'"
         )
-    if rule == "multi-krum" and c.keep > parties - f:
+    if name == "multi-krum" and config.keep > parties - f:
         raise Mistake(
-            f"'multi-krum' can keep {parties - f} of {parties} rows with byzantine = {f}, not keep = {c.keep}"
+            f"'multi-krum' can keep {parties - f} of {parties} rows with byzantine = {f}, not keep = {config.keep}"
         )
-    rules: dict[str, Rule] = {
-        "weighted-mean": weighted_mean,
-        "mean": lambda rows, weights: mean(rows),
-        "fedpg": measured
-        or (lambda rows, weights: fedpg_filter(rows, parties, c.batch, number(c.sigma), c.delta, c.alpha)),
-        "median": lambda rows, weights: median(rows, f),
-        "trimmed-mean": lambda rows, weights: trimmed_mean(rows, f),
-        "krum": lambda rows, weights: krum(rows, f),
-        "multi-krum": lambda rows, weights: multi_krum(rows, f, c.keep),
-        "bulyan": lambda rows, weights: bulyan(rows, f),
-        "geometric-median": lambda rows, weights: geometric_median(rows, f, c.steps, c.smoothing),
-        "centered-clipping": lambda rows, weights: centered_clipping(rows, f, c.radius, c.clipping_steps),
-        "minimum-diameter": lambda rows, weights: minimum_diameter(rows, f),
-        "norm-clipping": lambda rows, weights: norm_clipping(rows, f, c.radius),
-    }
-    return after_mixing(rules[rule], f) if c.mixing else rules[rule]
+    made = measured if name == "fedpg" and measured else given_rule(name, config, parties, options)
+    return after_mixing(made, f) if config.mixing else made
 
 
 def weighted_mean(rows: F32, weights: NDArray[np.float64]) -> Verdict:
     """sum_k p_k w_k with p_k = n_k / n, added up in float64; equal shares when nobody did any work."""
     assert weights.shape == (len(rows),), (rows.shape, weights.shape)
-    _enough("weighted-mean", len(rows), 0)
+    enough("weighted-mean", len(rows), 0)
     if (weights < 0).any() or not np.isfinite(weights).all():
         raise ValueError("weights of a mean are finite and not negative")
     most = weights.max()
@@ -147,7 +72,7 @@ def weighted_mean(rows: F32, weights: NDArray[np.float64]) -> Verdict:
 
 def mean(rows: F32) -> Verdict:
     """Every row the same share, whatever its party says it did."""
-    _enough("mean", len(rows), 0)
+    enough("mean", len(rows), 0)
     return _mean_of(Cloud(rows), np.arange(len(rows)), {})
 
 
@@ -181,13 +106,13 @@ def fedpg_filter(rows: F32, parties: int, batch: int, sigma: float, delta: float
 
 def median(rows: F32, f: int = 0) -> Verdict:
     """The median of every column (Yin 2018); of an even number, the mean of the middle two."""
-    _enough("median", len(rows), f)
+    enough("median", len(rows), f)
     return Verdict(Cloud(rows).centre, np.arange(len(rows)), {})
 
 
 def trimmed_mean(rows: F32, f: int) -> Verdict:
     """Of every column, the mean of what is left without the f smallest and the f largest (Yin 2018)."""
-    _enough("trimmed-mean", len(rows), f)
+    enough("trimmed-mean", len(rows), f)
     return Verdict(Cloud(rows).sorted_mean(f, len(rows) - f), np.arange(len(rows)), {"trimmed": f})
 
 
@@ -198,12 +123,12 @@ def krum(rows: F32, f: int) -> Verdict:
 
 def multi_krum(rows: F32, f: int, keep: int = 0) -> Verdict:
     """The mean of the ``keep`` rows (n - f for 0) that Krum finds best (Blanchard 2017)."""
-    _enough("multi-krum", len(rows), f)
+    enough("multi-krum", len(rows), f)
     return _krum("multi-krum", rows, f, min(keep or len(rows) - f, len(rows) - f))
 
 
 def _krum(name: str, rows: F32, f: int, keep: int) -> Verdict:
-    _enough(name, len(rows), f)
+    enough(name, len(rows), f)
     cloud = Cloud(rows)
     squared = cloud.squared()
     np.fill_diagonal(squared, np.inf)  # of others, so never of itself
@@ -218,7 +143,7 @@ def bulyan(rows: F32, f: int) -> Verdict:
 
     Krum's sum over the r - f - 2 nearest of r runs out of rows before the last choices, which then go by the nearest.
     """
-    _enough("bulyan", len(rows), f)
+    enough("bulyan", len(rows), f)
     n, cloud = len(rows), Cloud(rows)
     squared = cloud.squared()
     chosen = np.sort(krum_rounds(squared, np.argsort(squared, axis=1, kind="stable"), n - 2 * f, f))
@@ -232,7 +157,7 @@ def geometric_median(rows: F32, f: int = 0, steps: int = 100, smoothing: float =
     a G a: a step costs n² and not n d. It begins at the median of every column, which no liar has moved far. Distances
     below nu count as nu; that is a share of their median, so that the rule means the same in any unit.
     """
-    _enough("geometric-median", len(rows), f)
+    enough("geometric-median", len(rows), f)
     cloud = Cloud(rows)
     G = cloud.gram()
     squared = lengths = np.diag(G)
@@ -257,7 +182,7 @@ def centered_clipping(rows: F32, f: int, radius: float = 0.0, steps: int = 3, st
     begins at the median of every column, which like the previous result no liar has moved far, and which needs no
     memory: nothing to save, and nothing that a liar of long ago has left behind.
     """
-    _enough("centered-clipping", len(rows), f)
+    enough("centered-clipping", len(rows), f)
     cloud = Cloud(rows)
     v: F64 = (cloud.centre if start is None else start).astype(np.float64)
     assert v.shape == rows.shape[1:], (v.shape, rows.shape)
@@ -272,7 +197,7 @@ def centered_clipping(rows: F32, f: int, radius: float = 0.0, steps: int = 3, st
 
 def norm_clipping(rows: F32, f: int, radius: float = 0.0) -> Verdict:
     """The mean of the rows, those longer than ``radius`` shortened to it."""
-    _enough("norm-clipping", len(rows), f)
+    enough("norm-clipping", len(rows), f)
     cloud = Cloud(rows)
     lengths = cloud.distances_to(np.zeros(rows.shape[1]))
     limit = radius or float(np.median(lengths))
@@ -294,7 +219,7 @@ def minimum_diameter(rows: F32, f: int) -> Verdict:
     smallest diameter. Then rows near to the median of every column go first: of two choices the one that has the
     nearest row that is not in both.
     """
-    _enough("minimum-diameter", len(rows), f)
+    enough("minimum-diameter", len(rows), f)
     if f > MOST_LEFT_OUT:
         raise ValueError(f"minimum-diameter searches for at most {MOST_LEFT_OUT} liars, not {f}")
     cloud = Cloud(rows)
@@ -357,7 +282,7 @@ def after_mixing(rule: Rule, f: int) -> Rule:
 
     def mixed(rows: F32, weights: NDArray[np.float64]) -> Verdict:
         n = len(rows)
-        _enough("mixing", n, f)
+        enough("mixing", n, f)
         cloud = Cloud(rows)
         nearest = np.argsort(cloud.squared(), axis=1, kind="stable")[:, : n - f]
         member = np.zeros((n, n), dtype=bool)
@@ -368,11 +293,42 @@ def after_mixing(rule: Rule, f: int) -> Rule:
     return mixed
 
 
-def _enough(rule: str, n: int, f: int) -> None:
-    if n < (needed := NEEDS[rule](f)):
-        rows = "one row" if needed == 1 else f"{needed} rows"
-        raise TooFewError(f"{rule} needs at least {rows} to survive f = {f} liars, and there are {n}")
-
-
 def _mean_of(cloud: Cloud, members: I64, notes: dict[str, float]) -> Verdict:
     return Verdict(cloud.mean(members), cloud.names(members), notes)
+
+
+def _fedpg(rows: F32, given: Given) -> Verdict:
+    c = given.config
+    return fedpg_filter(rows, given.parties, c.batch, number(c.sigma), c.delta, c.alpha)
+
+
+def _anybody(f: int) -> int:
+    return 1
+
+
+def _majority(f: int) -> int:
+    return 2 * f + 1
+
+
+_RULES: dict[str, tuple[Needs, Callable[[F32, Given], Verdict]]] = {
+    "weighted-mean": (_anybody, lambda rows, given: weighted_mean(rows, given.weights)),
+    "mean": (_anybody, lambda rows, given: mean(rows)),
+    "fedpg": (_majority, _fedpg),
+    "median": (_majority, lambda rows, given: median(rows, given.f)),
+    "trimmed-mean": (_majority, lambda rows, given: trimmed_mean(rows, given.f)),
+    "krum": (lambda f: 2 * f + 3, lambda rows, given: krum(rows, given.f)),
+    "multi-krum": (lambda f: 2 * f + 3, lambda rows, given: multi_krum(rows, given.f, given.config.keep)),
+    "bulyan": (lambda f: 4 * f + 3, lambda rows, given: bulyan(rows, given.f)),
+    "geometric-median": (
+        _majority,
+        lambda rows, given: geometric_median(rows, given.f, given.config.steps, given.config.smoothing),
+    ),
+    "centered-clipping": (
+        _majority,
+        lambda rows, given: centered_clipping(rows, given.f, given.config.radius, given.config.clipping_steps),
+    ),
+    "minimum-diameter": (_majority, lambda rows, given: minimum_diameter(rows, given.f)),
+    "norm-clipping": (_majority, lambda rows, given: norm_clipping(rows, given.f, given.config.radius)),
+}
+for _name, (_needs, _function) in _RULES.items():
+    rule(_name, needs=_needs, few=_name == "fedpg")(_function)  # the filter compares with half of all parties

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from client.session import RunConfig, Session
-from core.options import build
 from core.errors import Failure
+from core.options import build
 from runs import checkpoints
 from tests.agents.tiny import Recorder
 

@@ -31,8 +31,8 @@ from cli.node import node
 from client import answers
 from client.party import Party
 from client.session import RunConfig, Session
-from core.options import build, flatten, nested
 from core.errors import Mistake
+from core.options import build, flatten, nested
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from flower.control import Control

@@ -18,8 +18,8 @@ import tomli_w
 
 from cli.peer import peer
 from client.session import RunConfig
-from core.options import build
 from core.errors import Failure, Mistake
+from core.options import build
 from flower.launch import free_port, processes, start_peer, wait
 from gossip.peer import peer as serve
 from runs import checkpoints

@@ -18,8 +18,8 @@ import pytest
 import cli.main
 from cli import look, sweep
 from client.session import RunConfig
-from core.options import build, nested, override
 from core.errors import Mistake
+from core.options import build, nested, override
 from runs.directory import RunDirectory
 
 CONF = """

@@ -10,8 +10,8 @@ import pytest
 
 from client.party import KEPT, Party, run_config, run_name
 from client.session import from_person
-from core.options import flatten
 from core.errors import Mistake
+from core.options import flatten
 
 MODULE = """
 import gymnasium

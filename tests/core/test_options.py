@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from core.options import Key, allowed, build, flatten, keys, option, override, table, unflatten
 from core.errors import Mistake
+from core.options import Key, allowed, build, flatten, keys, option, override, table, unflatten
 
 ROOT = Path(__file__).resolve().parents[2]
 

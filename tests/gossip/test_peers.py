@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from client.session import RunConfig, Session
-from core.options import build
 from core.errors import Mistake
+from core.options import build
 from gossip.mixing import Network
 from gossip.peers import STRATEGIES, DecByzPG, FedPGDec, Gossip, Peers
 from gossip.run import check, distances, gossip, network

@@ -17,8 +17,8 @@ from flwr.serverapp import Grid
 
 import client.client_app
 from client.client_app import app as client_app
-from core.options import unflatten
 from core.errors import Mistake
+from core.options import unflatten
 from runs.directory import RunDirectory
 from server.server_app import app as server_app
 from server.server_app import app_config

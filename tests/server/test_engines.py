@@ -19,8 +19,8 @@ import pytest
 import tomli_w
 
 from client.session import RunConfig
-from core.options import build, flatten, nested, override
 from core.errors import Failure
+from core.options import build, flatten, nested, override
 from flower.control import Control
 from flower.launch import QUIET, processes, spawn, start_node, superlink
 from runs import checkpoints

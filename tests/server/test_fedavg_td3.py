@@ -18,8 +18,8 @@ from agents.replay import Batch
 from agents.td3 import TD3Fleet
 from cli.main import main
 from client.session import RunConfig, Session
-from core.options import build, nested, override
 from core.errors import Mistake
+from core.options import build, nested, override
 from core.streams import agent_seeds
 from runs import checkpoints
 from runs.directory import RunDirectory

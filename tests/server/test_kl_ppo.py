@@ -16,8 +16,8 @@ from flwr.app import Message, MessageType
 
 from cli.main import main
 from client.session import RunConfig, Session
-from core.options import build, override
 from core.errors import Mistake
+from core.options import build, override
 from runs import checkpoints
 from runs.directory import RunDirectory
 from server.engines import prepare

@@ -22,8 +22,8 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from cli.certs import certs
 from cli.node import door, node
 from client.session import RunConfig, Session
-from core.options import build, flatten, nested, override
 from core.errors import Mistake
+from core.options import build, flatten, nested, override
 from flower.control import Control
 from flower.launch import processes, start_node, superlink, wait
 from gossip.member import Door, Member

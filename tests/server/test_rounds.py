@@ -12,8 +12,8 @@ import pytest
 from flwr.app import Message
 
 from client.session import RunConfig
-from core.options import build
 from core.errors import Failure, Mistake
+from core.options import build
 from runs.ledger import Ledger
 from server import rounds as rounds_module
 from server.engines import prepare

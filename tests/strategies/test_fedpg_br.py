@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from client.session import RunConfig
-from core.options import build
 from core.errors import Mistake
+from core.options import build
 from runs import checkpoints
 from runs.directory import RunDirectory
 from strategies.federation import FederationConfig

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 
-from core.options import build
 from core.errors import Mistake
+from core.options import build
 from strategies import messages
 from strategies.kl_ppo import KLPPO, KLConfig
 from strategies.messages import RefusedError, Trained

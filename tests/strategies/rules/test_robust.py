@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from core.options import build
 from core.errors import Mistake
+from core.options import build
 from strategies.rules import geometry, robust
 from strategies.rules.geometry import Cloud, network
 from strategies.rules.robust import NEEDS, RULES, RuleConfig, TooFewError, Verdict, make_rule

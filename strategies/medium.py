@@ -19,10 +19,10 @@ Bools = NDArray[np.bool_]
 
 # What the liars here send to a recipient, by their row here; it may have any length, and hold anything. An empty table
 # where the recipient is told the truth. Two recipients who are told the same are given the same object.
-Lies = Callable[[int], Mapping[int, F32]]
+Forged = Callable[[int], Mapping[int, F32]]
 
 
-class Heard(NamedTuple):
+class Received(NamedTuple):
     """What came to one peer, its own among it: who sent (ascending) and what, a row each. All of it can be used."""
 
     senders: I64
@@ -42,13 +42,13 @@ class Medium(Protocol):
     def network(self) -> int: ...
 
     def mix(
-        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+        self, number: int, x: F32, y: F64, forged: Forged | None = None, refused: Bools | None = None
     ) -> tuple[F32, F64]:
         """Push-sum in round ``number``: every peer k sends p_ik (x_k, y_k) to i, and adds up what comes in.
 
         ``x`` (rows, d) and ``y`` (rows,) are the biased ones, and so is what is returned. The shares of a peer add up
-        to 1. What came is added up in the order of the senders, so that every medium finds the same sum, bit for bit;
-        a share that came too late for its round is added in the next one. ``lies`` are sent in place of x. A share
+        to 1. What came is added up in the order of the senders, so that every medium finds the same sum, bit for bit; a
+        share that came too late for its round is added in the next one. ``forged`` rows are sent in place of x. A share
         that is refused is its sender's again: what it has, not what it said.
 
         ``refused`` (rows, network) says whose share each peer here refused in the round before, and is written anew:
@@ -56,8 +56,8 @@ class Medium(Protocol):
         """
 
     def tell(
-        self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
-    ) -> list[Heard]:
+        self, number: int, tag: str, turn: int, vectors: F32, forged: Forged | None = None, final: Bools | None = None
+    ) -> list[Received]:
         """Tell everybody ``vectors`` (rows, d), and hear what they tell in the same turn; a result per row.
 
         Turns of a tag count from 0 within a round. A row that is ``final`` says its last: it counts as said again in

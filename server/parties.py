@@ -1,0 +1,42 @@
+"""The agents of a run as its strategy sees them before the first round: read off the server's own session."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from client.answers import exchangeable, layout
+from client.session import Session, make_fleet
+from core.streams import agent_seeds
+from envs import make_worlds
+
+
+class SessionParties:
+    """What ``strategies.method.Parties`` asks for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @property
+    def layout(self) -> int:
+        return layout(self.session)
+
+    @property
+    def parts(self) -> list[str]:
+        return list(self.session.fleet.parts)
+
+    @property
+    def start(self) -> dict[str, NDArray[Any]]:
+        return {name: rows[0] for name, rows in exchangeable(self.session.fleet).items()}
+
+    def server_agent(self, copies: int) -> Any:
+        """In the first agent's world, by a seed that no agent has, with the weights of the first agent."""
+        config = self.session.config
+        seeds = agent_seeds(config.seed, [config.agents])
+        worlds = make_worlds(replace(config.world, copies=copies, workers=0), seeds, [0], purpose="server")
+        fleet = make_fleet(config, worlds, seeds)
+        for name, row in self.session.first_weights().items():
+            fleet.parts[name][...] = row
+        return fleet
