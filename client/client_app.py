@@ -13,11 +13,11 @@ from typing import Any
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from attacks.plan import Silence
 from client.party import Party, run_name
 from core.errors import Mistake
+from flower.fleet import FAILED
 from runs.config import Flat
 
 _here: dict[tuple[Path, str, int], Party] = {}
@@ -33,7 +33,7 @@ def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
         try:
             return Message(party.answer(message, keep=True), reply_to=message)
         except Silence as silence:  # Flower takes no silence from an app
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(silence)), reply_to=message)
+            return Message(Error(FAILED, str(silence)), reply_to=message)
 
     app.train()(reply)
     app.evaluate()(reply)

@@ -23,13 +23,22 @@ from types import FrameType
 from typing import Protocol
 
 from flwr.app import Error, Message, RecordDict
-from flwr.common.config import get_fused_config_from_fab
-from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import ObjectTree
 
 from attacks.plan import Silence
 from core.errors import Failure, Mistake
-from flower.fleet import HEARTBEAT_S, Address, FleetLink, Forgotten, Key, RunOver, TooLarge, Unreachable
+from flower.fleet import (
+    FAILED,
+    HEARTBEAT_S,
+    WRONG_APP,
+    Address,
+    FleetLink,
+    Forgotten,
+    Key,
+    RunOver,
+    TooLarge,
+    Tree,
+    Unreachable,
+)
 from runs import digest
 from strategies.messages import RefusedError
 
@@ -210,7 +219,7 @@ class Node:
             self._busy = None
         return True
 
-    def _handle(self, agent: Agent, message: Message, tree: ObjectTree) -> None:
+    def _handle(self, agent: Agent, message: Message, tree: Tree) -> None:
         begun, run_id = time.perf_counter(), message.metadata.run_id
         try:
             reply = self._reply(agent, message, tree)
@@ -247,7 +256,7 @@ class Node:
                 self._forget(agent, [message.metadata.run_id])
         return bool(done)
 
-    def _reply(self, agent: Agent, message: Message, tree: ObjectTree) -> Message | None:
+    def _reply(self, agent: Agent, message: Message, tree: Tree) -> Message | None:
         """The party's answer, or one sentence on why there is none; None where it comes later, or never."""
         try:
             run = self._run(agent, message.metadata.run_id)
@@ -263,7 +272,7 @@ class Node:
                     content.add_done_callback(lambda _: self.stop.wake())
                     return None
                 return Message(content, reply_to=message)
-            return self._refusal(agent, message, run.refused, ErrorCode.INVALID_FAB)
+            return self._refusal(agent, message, run.refused, WRONG_APP)
         except (Unreachable, Forgotten, RunOver):
             raise
         except Silence:
@@ -284,9 +293,7 @@ class Node:
         words = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
         return self._refusal(agent, message, words)
 
-    def _refusal(
-        self, agent: Agent, message: Message, reason: str, code: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    ) -> Message:
+    def _refusal(self, agent: Agent, message: Message, reason: str, code: int = FAILED) -> Message:
         """One sentence instead of an answer; people are told it once."""
         if reason != agent.said:
             self.say(f"agent {agent.number}: {reason}")
@@ -302,7 +309,7 @@ class Node:
             app = agent.link.app(flower)
             carried = digest.of_bundle(app.content)
             if carried == self.app:
-                flat = get_fused_config_from_fab(app.content, flower)
+                flat = agent.link.config(app, flower)
                 run = Run(self.run_name(flat, run_id), flat)
                 self.say(f"agent {agent.number}: {run.name} begins (Flower's run {run_id})")
             else:

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.app.message.message import make_message, remove_content_from_message
-from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
+from flwr.common.config import get_fused_config_from_fab
+from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, ErrorCode
 from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -49,6 +50,10 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 from core.errors import Failure, Mistake
 from flower import objects
+
+# What a message consists of, and the codes of a reply that is an error.
+Tree = ObjectTree
+FAILED, WRONG_APP = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION), int(ErrorCode.INVALID_FAB)
 
 CALL_S = 10.0  # deadline of a call that carries little
 OBJECT_S = 60.0  # deadline of a call that carries an object, 5 MB at most when Flower packed it
@@ -244,6 +249,10 @@ class FleetLink:
         """The bundle that a run carries."""
         request = GetFabRequest(node=self._node, hash_str=run.fab_hash, run_id=run.run_id)
         return fab_from_proto(self._insist("GetFab", request, OBJECT_S).fab)
+
+    def config(self, app: Fab, run: Run) -> dict[str, bool | int | float | str]:
+        """Return the flat configuration of a run: that of its app, with what was given when it was submitted."""
+        return dict(get_fused_config_from_fab(app.content, run))
 
     def receive(self) -> tuple[Message, ObjectTree] | None:
         """The next message, still without its content, and what the content consists of."""

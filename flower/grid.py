@@ -51,6 +51,11 @@ class _Coming:
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
+def behind_superlink(grid: Grid, limit: int, patience: float) -> LinkGrid | None:
+    """Return our grid in place of Flower's where a SuperLink serves it; None in a simulation or a test."""
+    return LinkGrid(grid, limit, patience) if isinstance(grid, GrpcGrid) else None
+
+
 class LinkGrid(Grid):
     """``limit``: the bytes that one reply may hold. ``patience``: the seconds that its objects may take."""
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from logging import INFO
 from pathlib import Path
 from types import FrameType
 
 from flwr.app import Context
-from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from client.answers import exchangeable
@@ -36,14 +35,13 @@ LEAVE_S = 10.0
 def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
     """Behind a SuperLink, ours, and an end that comes in time; in a simulation or a test, the one that is there."""
     # Here and not above: a database's library comes with it, two seconds that nobody else need wait.
-    from flwr.superlink.grid import GrpcGrid
+    from flower.grid import behind_superlink
 
-    from flower.grid import LinkGrid
-
-    if not isinstance(grid, GrpcGrid):
+    found = behind_superlink(grid, limit(session, config), min(config.federation.deadline_s, 30.0))
+    if found is None:
         return grid
     leave_in_time(LEAVE_S)
-    return LinkGrid(grid, limit(session, config), min(config.federation.deadline_s, 30.0))
+    return found
 
 
 def limit(session: Session, config: RunConfig) -> int:
@@ -96,4 +94,4 @@ def main(grid: Grid, context: Context) -> None:
         # Whoever submitted the run looks here: what Flower reports of an error is cut short.
         directory.leave_word(error)
         raise
-    log(INFO, "the run is in %s", directory.path)
+    print(f"the run is in {directory.path}", file=sys.stderr)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from logging import WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
-from flwr.common import log
 from numpy.typing import NDArray
 
 from core.moments import merged
@@ -19,6 +18,8 @@ from strategies.messages import Trained
 from strategies.method import Parties, Run, exchanged, strategy
 from strategies.rules.robust import make_rule, weighted_mean
 from strategies.rules.rule import F32, Rule, TooFewError, Verdict
+
+log = logging.getLogger("fedrl")
 
 
 @strategy("fedavg")
@@ -85,7 +86,7 @@ class FedAvg(Federation):
             rows = np.stack([reply.parts[name] for reply in replies], out=self._sent[name][: len(replies)])
             verdict = self.aggregate_rows(name, rows, weights)
         except TooFewError as error:
-            log(WARNING, "round %d keeps what it had of '%s': %s", number, name, error)
+            log.warning("round %d keeps what it had of '%s': %s", number, name, error)
             return {}
         if verdict.kept.size:  # a rule that trusts nobody has no verdict
             into[name] = verdict.row

@@ -7,14 +7,13 @@ business (agents/ppo.py); here it is decided who is sent what.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import WARNING
 from typing import Any, ClassVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from flwr.common import log
 from numpy.typing import NDArray
 
 from core.errors import Mistake
@@ -32,6 +31,8 @@ from strategies.rules.rule import Rule, TooFewError
 Bools = NDArray[np.bool_]
 AVERAGE = "average"
 POLICY, OBSERVATIONS = "policy", messages.MOMENTS + "observations"
+
+log = logging.getLogger("fedrl")
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class KLPPO(Federation):
             try:
                 verdict = self.rule(self.policies[members], np.ones(len(members)))
             except TooFewError as error:
-                log(WARNING, "nobody is pulled: %s", error)
+                log.warning("nobody is pulled: %s", error)
                 return {}
             if not verdict.kept.size:  # a rule that trusts nobody has no verdict
                 return {}
