@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.screen import Settings, announce, describe, live, say
+from cli.screen import Settings, announce, live, say
 from core.errors import Mistake
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def learn(config: RunConfig, path: Path, title: str) -> Records:
 
 def teller(config: RunConfig, title: str) -> Callable[[dict[str, Any]], None]:
     """Live on a terminal; elsewhere a line now and then."""
+    from runs.report import describe
 
     def tell(record: dict[str, Any]) -> None:
         if say.is_terminal or record["round"] % SELDOM == 0 or record["round"] == config.rounds:

@@ -60,8 +60,9 @@ def run(
     from cli.screen import announce, show, teller
     from client.session import RunConfig, from_person
     from core.config import build, nested, override
-    from runs import plots, trackers
+    from runs import trackers
     from runs.directory import RunDirectory, read_toml
+    from runs.report import finish
     from server import engines
     from server.stop import interruptible
 
@@ -99,10 +100,7 @@ def run(
     except KeyboardInterrupt:
         say.print(f"stopped at once; what is saved goes on with: fedrl run --resume {directory.path}", soft_wrap=True)
         raise typer.Exit(130) from None
-    records = directory.read_metrics()
-    if any(value is not None for record in records for value in record["return"]):
-        plots.curves(directory.curve, {config.algorithm: records}, f"{config.algorithm} on {config.world.id}")
-        summary["picture"] = str(directory.curve)
+    summary = finish(directory, summary, config.algorithm, config.world.id)
     if as_json:
         print(json.dumps(summary))
     else:

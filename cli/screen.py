@@ -21,6 +21,8 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put
 def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
     """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
 
+    from runs.report import describe
+
     return lambda record: live(describe(record, config.rounds, config.steps))
 
 
@@ -36,31 +38,6 @@ def live(line: str) -> None:
 def announce(words: str) -> None:
     """What happened besides rounds."""
     say.print(words, markup=False, soft_wrap=True)
-
-
-def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
-    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
-    returns = [value for value in record["return"] if value is not None]
-    middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
-    rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
-    words = [
-        f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
-        f"steps {min(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
-        f"return {middle}",
-        f"{rate:,.0f} steps/s",
-    ]
-    sent = sum(record["bytes_up"]) + sum(record["bytes_down"])
-    if sent:
-        words.append(f"{sent / 1000:,.0f} kB")
-    for name in ("missed", "refused", "left-out"):
-        agents = [str(agent) for agent, count in enumerate(record[name]) if count]
-        if agents:
-            words.append(f"{name}: {', '.join(agents)}")
-    rules = [row for name, row in record.items() if name.startswith("kept.")]
-    dropped = [str(agent) for agent in range(len(record["return"])) if any(row[agent] == 0 for row in rules)]
-    if dropped:
-        words.append(f"dropped: {', '.join(dropped)}")
-    return "  ".join(words)
 
 
 def show(summary: dict[str, Any]) -> None:

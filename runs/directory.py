@@ -31,6 +31,7 @@ class RunDirectory:
         self.path = path
         self.conf, self.metrics, self.checkpoints = path / "conf.toml", path / "metrics.jsonl", path / "checkpoints"
         self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
+        self.summary = path / "summary.json"
         self._name, self._stop, self._notes = path / "name", path / "stop", path / "events.log"
         self._word, self._lock = path / "last-words.json", path / "lock"
 
@@ -120,6 +121,10 @@ class RunDirectory:
         if self._word.exists():
             said = json.loads(_text(self._word))
             raise (Mistake if said["kind"] == "mistake" else Failure)(said["words"])
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write what the run came to."""
+        _replace(self.summary, json.dumps(_clean(summary), indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One more line of metrics."""

@@ -8,12 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from logging import INFO
 from pathlib import Path
 from types import FrameType
 
 from flwr.app import Context
-from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from client.answers import exchangeable
@@ -23,6 +21,7 @@ from client.session import RunConfig, Session
 from core.config import flatten, nested
 from core.errors import Failure, Mistake
 from runs.directory import RunDirectory
+from runs.report import describe, finish
 from server.federate import check, federate
 
 app = ServerApp()
@@ -79,6 +78,11 @@ def leave_in_time(seconds: float) -> None:
         signal.signal(number, leave)
 
 
+def show(words: str) -> None:
+    """Print to the log of the ServerApp. Flower's log level holds back its logger, and never what is printed."""
+    print(words, flush=True)
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
@@ -96,10 +100,20 @@ def main(grid: Grid, context: Context) -> None:
     directory = RunDirectory(Path(where or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
     if not where or not directory.conf.exists():
         directory = RunDirectory.create(directory.path, nested(config))
+    show(f"the run is in {directory.path.resolve()}")
     try:
-        federate(config, _fit(grid, session, config), directory, session, stop=directory.stop_asked)
+        summary = federate(
+            config,
+            _fit(grid, session, config),
+            directory,
+            session,
+            lambda record: show(describe(record, config.rounds, config.steps)),
+            directory.stop_asked,
+            show,
+        )
+        finish(directory, summary, config.algorithm, config.world.id)
     except (Mistake, Failure, OSError) as error:
         # Whoever submitted the run looks here: what Flower reports of an error is cut short.
         directory.leave_word(error)
         raise
-    log(INFO, "the run is in %s", directory.path)
+    show(f"the run is over; its curve and summary are in {directory.path.resolve()}")

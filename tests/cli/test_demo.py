@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cli.main
-from cli import demo, screen
+from cli import demo
 
 SHORT = ("--set", "rounds=12", "--set", "fedpg.batch-min=3", "--set", "fedpg.batch-max=4", "--set", "world.copies=4")
 
@@ -73,12 +73,3 @@ def test_who_was_kept_counts_rounds() -> None:
     records = [{"kept.policy": [1, 0]}, {"kept.policy": [1, 1]}, {"kept.policy": [None, 0]}]
     columns = [list(column.cells) for column in demo.who_was_kept(records, [1]).columns]
     assert columns == [["0", "1"], ["honest", "liar"], ["2 of 3 rounds", "1 of 3 rounds"]]
-
-
-def test_a_round_s_line_names_who_had_no_say() -> None:
-    record = {"round": 1, "return": [1.0, 2.0, 3.0], "steps": [1, 1, 1], "wall_s": 1.0}
-    record |= {name: [0, 0, 0] for name in ("bytes_up", "bytes_down", "missed", "refused", "left-out")}
-    assert "dropped" not in screen.describe(record | {"kept.policy": [1, None, 1]}, 0, 0)
-    assert screen.describe(record | {"kept.actor": [1, None, 0], "kept.critic": [0, 1, 1]}, 0, 0).endswith(
-        "dropped: 0, 2"
-    )

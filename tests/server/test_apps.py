@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -83,6 +86,31 @@ def test_a_federation_leaves_a_run(config: dict[str, Any]) -> None:
         widths = {name: weights[name].shape for name in ("policy", "value")}
         assert records[0]["bytes_up"] == [4 * sum(shape[1] for shape in widths.values())] * 2
         assert all(np.isfinite(weights[name]).all() for name in widths)
+
+
+def test_a_line_per_round_is_printed_whatever_the_log_level_of_flower(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        run = federate(config)
+    finally:
+        logger.setLevel(before)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"the run is in {run.path}"
+    assert [re.sub("  .*", "", line) for line in lines if line.startswith("round ")] == [
+        "round 1/3", "round 2/3", "round 3/3",
+    ]  # fmt: skip
+
+
+def test_a_server_app_leaves_curve_and_summary(config: dict[str, Any]) -> None:
+    run = federate(config)
+    assert run.curve.read_bytes().startswith(b"\x89PNG")
+    summary = json.loads(run.summary.read_text())
+    assert (summary["rounds"], summary["interrupted"]) == (3, False)
+    assert summary["final_return"] == pytest.approx(np.mean(run.read_metrics()[-1]["return"]))
 
 
 def test_a_session_survives_processes_that_do_not(config: dict[str, Any], tmp_path: Path) -> None:
