@@ -23,6 +23,7 @@ from client.client_app import app as client_app
 from core.config import unflatten
 from core.errors import Mistake
 from runs.directory import RunDirectory
+from server.launch import QUIET, background, free_port, send
 from server.server_app import app as server_app
 from server.server_app import app_config
 
@@ -165,9 +166,8 @@ def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
     import os
 
     home, out = tmp_path / "home", tmp_path / "out"
-    env = os.environ | {
-        "FLWR_HOME": str(home), "FEDRL_STATE": str(tmp_path / "state"), "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    env = os.environ | QUIET | {
+        "FLWR_HOME": str(home), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()), "FEDRL_STATE": str(tmp_path / "state"),
         "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
@@ -181,16 +181,13 @@ def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
         assert out.exists(), done.stdout + done.stderr
         run = RunDirectory.open(out)
         assert [(record["round"], record["kept.policy"]) for record in run.read_metrics()] == [(1, [1, 1]), (2, [1, 1])]
-        assert run.weights.exists()
+        assert run.weights.exists() and run.curve.exists() and run.summary.exists()
+        assert "round 2/2  steps " in done.stdout
     finally:
         # The SuperLink that `flwr run` starts outlives it; ours is the one whose files lie in this home.
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                environ = (process / "environ").read_bytes()
-                if f"FLWR_HOME={home}".encode() in environ:
-                    os.kill(int(process.name), 15)
-            except (OSError, ProcessLookupError):
-                continue
+        left = [pid for pid, environ in background().items() if environ.get("FLWR_HOME") == str(home)]
+        send(set(left), signal.SIGTERM)
+    assert len(left) == 1
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
