@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from cli.screen import Settings, say
+from cli.screen import Settings, announce, show_table
 from core.errors import Mistake
 
 if TYPE_CHECKING:
@@ -75,15 +72,13 @@ def evaluate(
             about = {"run_dir": str(run), "weights": weights.name, "episodes": episodes}
             print(json.dumps(about | spread(judged) | {"agents": agents}))
         else:
-            rows = Table("agent", "mean return", "std", "worst", "best", box=None)
-            for k, one in enumerate(agents):
-                rows.add_row(str(k), *(f"{value:.1f}" for value in one.values()))
-            Console().print(rows)
+            rows = [(k, *(f"{value:.1f}" for value in one.values())) for k, one in enumerate(agents)]
+            show_table(("agent", "mean return", "std", "worst", "best"), rows)
         if video is not None:
             streams = Streams(session.fleet.seeds, "film", lanes=session.worlds.copies)
             explore = config.evaluate == "sampled"
             record(session.worlds, lambda obs: session.fleet.act(obs, streams if explore else None), video, agent)
-            say.print(f"filmed agent {agent}: {video}")
+            announce(f"filmed agent {agent}: {video}")
     finally:
         session.close()
 
@@ -108,13 +103,13 @@ def show_crossing(session: Session, policies: Mapping[str, Mapping[str, Any]], o
     if as_json:
         print(json.dumps(found))
     else:
-        rows = Table("policy", *(f"world {j}" for j in session.numbers), "mean", "worst", box=None)
-        for name, values in found.items():
-            rows.add_row(name, *map(short, [*values, sum(values) / len(values), min(values)]))
-        Console().print(rows)
+        rows = [
+            (name, *map(short, [*values, sum(values) / len(values), min(values)])) for name, values in found.items()
+        ]
+        show_table(("policy", *(f"world {j}" for j in session.numbers), "mean", "worst"), rows)
     if out is not None:
         links.crossing(out, found)
-        note(f"drawn: {out}")
+        announce(f"drawn: {out}")
 
 
 def plot(
@@ -148,9 +143,9 @@ def plot(
         except Mistake as error:
             raise Mistake(f"{label}: {error}") from None
         if one.at[-1] < 0.9 * one.furthest:
-            note(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
+            announce(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
     plots.draw(out, found, title, metric, x, each, mean)
-    note(f"drawn: {out}")
+    announce(f"drawn: {out}")
 
 
 def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
@@ -175,7 +170,7 @@ def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
         raise Mistake("a star has no matrix: everybody is pulled towards the average of all")
     else:
         pictures.matrix(out, C, title)
-    note(f"drawn: {out}")
+    announce(f"drawn: {out}")
 
 
 def table(
@@ -206,15 +201,15 @@ def table(
                 found[label] |= on_the_way(label, members, reach, x)
             show_ways(reach, x, found)
     else:
-        rows = Table("run", "agents", "steps", "mean", "std", "worst", "best", "seconds", box=None)
+        rows = []
         for run in there:
             try:
                 found[run.name] = one = figures.final(run.records)
             except Mistake as error:
                 raise Mistake(f"{run.name}: {error}") from None
             columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
-            rows.add_row(escape(run.name), *(f"{one[column]:,}" for column in columns))
-        Console().print(rows)
+            rows.append((run.name, *(f"{one[column]:,}" for column in columns)))
+        show_table(("run", "agents", "steps", "mean", "std", "worst", "best", "seconds"), rows)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -282,7 +277,7 @@ def read(places: list[Path]) -> list[Run]:
         elif named:
             raise Mistake(f"the run {name} has no metrics yet")
         else:
-            note(f"left out, it has no metrics yet: {name}")
+            announce(f"left out, it has no metrics yet: {name}")
     if not found:
         raise Mistake("none of the runs has metrics yet")
     return together(found)
@@ -328,7 +323,7 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
         seeds = [run.conf["seed"] for run in group]
         if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
             names = ", ".join(run.name for run in group if run.conf["seed"] in twice)
-            note(f"counted as different seeds, though seed {', '.join(twice)} is there more than once: {names}")
+            announce(f"counted as different seeds, though seed {', '.join(twice)} is there more than once: {names}")
     if len(groups) == 1:
         first = groups[0][0]
         return {
@@ -385,29 +380,25 @@ def on_the_way(label: str, group: list[Run], value: float, x: str) -> dict[str, 
 
 def show_ways(value: float, x: str, found: Mapping[str, dict[str, Any]]) -> None:
     """A line per group: where its mean, its first and its last run got there, and what its filter did."""
-    rows = Table("conf", f"mean {value:g} at {x}", "first", "last", "got there", box=None)
     shares = sorted({name for one in found.values() for name in one["filter"]})
-    for share in shares:
-        rows.add_column(share.replace("_", " "))
+    rows = []
     for label, one in found.items():
         each = [at for at in one["reach"]["each"] if at is not None]
         ends = [min(each), max(each)] if each else [None, None]
-        words = ["-" if at is None else f"{at:,.0f}" for at in (one["reach"]["mean"], *ends)]
+        words = [None if at is None else f"{at:,.0f}" for at in (one["reach"]["mean"], *ends)]
         counted = f"{len(each)} of {len(one['reach']['each'])}"
-        did = [f"{one['filter'][name]:.3f}" if name in one["filter"] else "-" for name in shares]
-        rows.add_row(escape(label), *words, counted, *did)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 200)  # a file has room
-    console.print(rows)
+        did = [f"{one['filter'][name]:.3f}" if name in one["filter"] else None for name in shares]
+        rows.append((label, *words, counted, *did))
+    head = ("conf", f"mean {value:g} at {x}", "first", "last", "got there")
+    show_table((*head, *(share.replace("_", " ") for share in shares)), rows)
 
 
 def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
     """A line per group of seeds."""
     columns = ("seeds", "mean", "90% band", "std", "interquartile mean", "95% band", "worst (seed)", "worst agent")
-    rows = Table(head, *columns, "env steps", "seconds", box=None)
+    rows = []
     for label, one in found.items():
-        words = ["-"] * 7
+        words = [""] * 7
         if one["seeds"]:
             mean, std, middle, worst = (short(one[name]) for name in ("mean", "std", "iqm", "worst"))
             bands = [
@@ -415,19 +406,10 @@ def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
             ]
             agent = f"{short(one['worst_agent'])} +- {short(one['worst_agent_std'])}"
             words = [mean, bands[0], std, middle, bands[1], f"{worst} ({one['worst_seed']})", agent]
-        cost = (f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}")
-        rows.add_row(escape(label), str(one["seeds"]), *words, *cost)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 200)  # a file has room
-    console.print(rows)
+        rows.append((label, one["seeds"], *words, f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}"))
+    show_table((head, *columns, "env steps", "seconds"), rows)
 
 
 def short(value: float) -> str:
     """Returns are hundreds in one world and hundredths in another."""
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def note(words: str) -> None:
-    """Brackets of a conf are no markup."""
-    say.print(words, markup=False, soft_wrap=True)

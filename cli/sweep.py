@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.look import leaves, note, show_groups
-from cli.screen import Settings, say
+from cli.look import leaves, show_groups
+from cli.screen import Settings, announce, say
 from core.errors import Failure, Mistake
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ def sweep(
     elif not interrupted:
         show_groups("combination", found["combinations"])
         if found["picture"]:
-            note(f"drawn: {found['picture']}")
+            announce(f"drawn: {found['picture']}")
     for name, words in failed.items():
-        note(f"failed: {name}: {words} (its log: {directory / name / 'run.log'})")
+        announce(f"failed: {name}: {words} (its log: {directory / name / 'run.log'})")
     if interrupted:
         given = [f"--grid={one}" for one in grid or []] + [f"--set={one}" for one in changes]
         given += [f"--jobs={jobs}"] if jobs else []
         again = shlex.join(["fedrl", "sweep", str(conf), f"--seeds={seeds}", *given, f"--out={directory}"])
-        note(f"interrupted with {found['finished']} of {found['runs']} runs finished; go on with: {again}")
+        announce(f"interrupted with {found['finished']} of {found['runs']} runs finished; go on with: {again}")
         raise typer.Exit(130)
     if failed:
         raise typer.Exit(1)
@@ -324,7 +324,7 @@ def work(todo: Sequence[Run], done: int, jobs: int, directory: Path, lock: int) 
         while waiting or at_work:
             if stop():
                 end_line()
-                note(f"stopping {len(at_work)} runs after their round; once more, and they stop at once")
+                announce(f"stopping {len(at_work)} runs after their round; once more, and they stop at once")
                 for one in at_work:
                     one.process.send_signal(signal.SIGINT)
                 wait(lambda: all(one.process.poll() is not None for one in at_work), STOP_S)
@@ -402,7 +402,7 @@ def show(at_work: Sequence[str], failed: Sequence[str], done: int, total: int, t
         # Spaces wipe what a longer line left.
         say.print(f"{line:<{say.width - 1}}", end="\r", overflow="ellipsis", no_wrap=True, markup=False)
     elif line != told:
-        note(line)
+        announce(line)
     return line
 
 

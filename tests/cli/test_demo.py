@@ -71,8 +71,7 @@ def test_a_conf_that_makes_no_sense_is_one_sentence(tmp_path: Path) -> None:
 
 def test_who_was_kept_counts_rounds() -> None:
     records = [{"kept.policy": [1, 0]}, {"kept.policy": [1, 1]}, {"kept.policy": [None, 0]}]
-    columns = [list(column.cells) for column in demo.who_was_kept(records, [1]).columns]
-    assert columns == [["0", "1"], ["honest", "liar"], ["2 of 3 rounds", "1 of 3 rounds"]]
+    assert demo.who_was_kept(records, [1]) == [(0, "honest", "2 of 3 rounds"), (1, "liar", "1 of 3 rounds")]
 
 
 def test_a_round_s_line_names_who_had_no_say() -> None:
