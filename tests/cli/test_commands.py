@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import cli.main
+from client.session import RunConfig
+from core.config import build, nested, unflatten
 
 CONF = """
 algorithm = "td3"
@@ -71,6 +73,25 @@ def test_a_run_and_everything_that_is_done_with_it(
     assert promised <= set(summary)
     assert fedrl(monkeypatch, "conf", "td3.") == 0
     assert "td3.policy-delay" in capsys.readouterr().out
+
+
+def test_every_key_as_json_is_what_a_conf_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedrl(monkeypatch, "conf", "--json") == 0
+    told = {key["name"]: key for key in json.loads(capsys.readouterr().out)}
+    assert all(set(key) == {"name", "default", "kind", "range", "sentence", "choices"} for key in told.values())
+    # The defaults make the default configuration, and every choice is one that a conf may hold.
+    assert nested(build(RunConfig, unflatten({name: key["default"] for name, key in told.items()}))) == nested(
+        RunConfig()
+    )
+    for name, key in told.items():
+        for choice in key["choices"]:
+            build(RunConfig, unflatten({name: choice}))
+    assert "td3" in told["algorithm"]["choices"] and not told["td3.gamma"]["choices"]
+    assert fedrl(monkeypatch, "conf", "td3.", "--json") == 0
+    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == [name for name in told if "td3." in name[:4]]
+    assert fedrl(monkeypatch, "conf", "nothing.", "--json") == 2
 
 
 def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
