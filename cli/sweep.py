@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.look import leaves, show_groups
+from cli.groups import leaves
+from cli.look import show_groups
 from cli.screen import Settings, announce, say
 from core.errors import Failure, Mistake
 
