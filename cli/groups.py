@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from cli.screen import announce
 from core.errors import Mistake
 
 # Keys that make no other experiment: runs that differ in nothing else are seeds of one conf.
-SAME = (
-    "seed", "engine", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "threads", "gossip.roster",
-    "gossip.certificates",
-)  # fmt: skip
+PLACES = ("gossip.roster", "gossip.certificates")
+HOW = ("engine", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "threads")
+SAME = ("seed", *HOW, *PLACES)
 
 # What is said first of runs that differ in much.
 TELLING = ("algorithm", "strategy", "world.id")
@@ -31,11 +31,18 @@ class Run:
 
     @property
     def kind(self) -> dict[str, str]:
-        """What makes it the experiment that it is."""
-        # A key that is a table is all that is in it.
-        return {
-            key: value for key, value in self.conf.items() if not f"{key}.".startswith(tuple(f"{one}." for one in SAME))
-        }
+        """The keys that make it the experiment that it is."""
+        return _without(self.conf, SAME)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """All keys that somebody chose, the seed last."""
+        return _without(self.conf, ("seed", *PLACES)) | {"seed": self.conf["seed"]}
+
+
+def _without(conf: Mapping[str, str], left_out: tuple[str, ...]) -> dict[str, str]:
+    """A conf without some keys; a key that is a table is all that is in it."""
+    return {key: value for key, value in conf.items() if not f"{key}.".startswith(tuple(f"{one}." for one in left_out))}
 
 
 def read(places: list[Path]) -> list[Run]:
@@ -105,15 +112,26 @@ def leaves(table: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str
 
 
 def grouped(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs of the same conf but for the seed, under what tells their conf from the others."""
-    groups: list[list[Run]] = []
+    """Runs of the same conf but for the seed, under what tells their conf from the others.
+
+    Keys of ``HOW`` tell groups apart only where a seed ran with several of their values, as in a sweep over them.
+    """
+    kinds_of_runs: list[list[Run]] = []
     for run in runs:
-        for group in groups:
+        for group in kinds_of_runs:
             if group[0].kind == run.kind:
                 group.append(run)
                 break
         else:
-            groups.append([run])
+            kinds_of_runs.append([run])
+    confs, groups = [], list[list[Run]]()
+    for group in kinds_of_runs:
+        keys, parts = _differing_in_a_seed(group), dict[tuple[str | None, ...], list[Run]]()
+        for run in group:
+            parts.setdefault(tuple(run.conf.get(key) for key in keys), []).append(run)
+        for part in parts.values():
+            groups.append(part)
+            confs.append(part[0].kind | {key: part[0].conf[key] for key in keys if key in part[0].conf})
     for group in groups:
         seeds = [run.conf["seed"] for run in group]
         if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
@@ -124,7 +142,13 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
         return {
             first.name if len(groups[0]) == 1 else f"{first.conf['algorithm']}, {first.conf['world.id']}": groups[0]
         }
-    return dict(zip(labels([group[0].kind for group in groups]), groups, strict=True))
+    return dict(zip(labels(confs), groups, strict=True))
+
+
+def _differing_in_a_seed(group: list[Run]) -> list[str]:
+    """The keys of ``HOW`` in which runs of one seed differ."""
+    pairs = [pair for pair in combinations(group, 2) if pair[0].conf["seed"] == pair[1].conf["seed"]]
+    return [key for key in HOW if any(one.conf.get(key) != other.conf.get(key) for one, other in pairs)]
 
 
 def labels(confs: list[dict[str, str]], most: int = 4) -> list[str]:

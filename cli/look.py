@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.groups import Run, grouped, read
+from cli.groups import Run, grouped, labels, read
 from cli.screen import Settings, announce, show_table
 from core.errors import Mistake
 
@@ -185,7 +185,7 @@ def table(
     x: Annotated[str, typer.Option(help="With --reach: steps, trajectories, bytes or wall.")] = "steps",
 ) -> None:
     """What runs came to: the last judged return of each over its agents, or (--group) over the seeds of a conf."""
-    from runs import figures, plots
+    from runs import plots
 
     if x not in plots.AXES:
         raise Mistake(f"--x is one of {', '.join(plots.AXES)}, not '{x}'")
@@ -201,17 +201,31 @@ def table(
                 found[label] |= on_the_way(label, members, reach, x)
             show_ways(reach, x, found)
     else:
-        rows = []
-        for run in there:
-            try:
-                found[run.name] = one = figures.final(run.records)
-            except Mistake as error:
-                raise Mistake(f"{run.name}: {error}") from None
-            columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
-            rows.append((run.name, *(f"{one[column]:,}" for column in columns)))
-        show_table(("run", "agents", "steps", "mean", "std", "worst", "best", "seconds"), rows)
+        found = finals(there)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def finals(runs: list[Run]) -> dict[str, Any]:
+    """Print and return the final figures of each run, beside the settings in which the runs differ."""
+    from runs import figures
+
+    found = {}
+    for run in runs:
+        try:
+            found[run.name] = figures.final(run.records)
+        except Mistake as error:
+            raise Mistake(f"{run.name}: {error}") from None
+    columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
+    rows = [[name, *(f"{one[column]:,}" for column in columns)] for name, one in found.items()]
+    head = ["run", *columns[:-1], "seconds"]
+    differing = labels([run.settings for run in runs])
+    if any(differing):
+        head.insert(1, "what differs")
+        for row, words in zip(rows, differing, strict=True):
+            row.insert(1, words)
+    show_table(head, rows)
+    return found
 
 
 # Figures of groups ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -276,6 +277,34 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path):
     assert (code, "federation.rule=krum" in told) == (0, True)
     found = json.loads((tmp_path / "a.json").read_text())["federation.rule=mean"]
     assert (found["seeds"], found["mean"], found["env_steps"]) == (3, 3.0, 120)
+
+
+def test_a_table_of_runs_says_what_differs_between_them(tmp_path):
+    for seed in (0, 1):
+        for rule in ("krum", "mean"):
+            more = f'gossip.roster={{"0":"127.0.0.1:{7000 + seed}"}}'  # where peers were reached is nobody's setting
+            made(tmp_path / rule / f"{seed}", f"seed={seed}", f"federation.rule={rule}", "strategy=fedavg", more)
+    code, told, _ = fedrl("table", tmp_path)
+    assert code == 0
+    assert [re.split(r"\s{2,}", line)[:2] for line in told.splitlines()] == [["run", "what differs"]] + [
+        [str(tmp_path / rule / f"{seed}"), f"federation.rule={rule}, seed={seed}"]
+        for rule in ("krum", "mean")
+        for seed in (0, 1)
+    ]
+    told = fedrl("table", tmp_path / "krum" / "0")[1]
+    assert told.split()[:2] == ["run", "agents"]  # nothing differs
+
+
+def test_a_sweep_over_a_key_that_makes_no_other_experiment_has_a_group_per_value(tmp_path):
+    for seed in (0, 1):
+        for engine in ("local", "ray"):
+            made(tmp_path / f"{engine}-{seed}", f"seed={seed}", f"engine={engine}", "strategy=fedavg")
+    found = groups.grouped(groups.read([tmp_path]))
+    assert {label: sorted(run.name for run in group) for label, group in found.items()} == {
+        f"engine={engine}": [f"{engine}-0", f"{engine}-1"] for engine in ("local", "ray")
+    }
+    told = fedrl("table", "--group", tmp_path)[1].splitlines()
+    assert sorted(line.split()[:2] for line in told[1:]) == [["engine=local", "2"], ["engine=ray", "2"]]
 
 
 def test_where_peers_were_reached_makes_no_other_experiment(tmp_path):
