@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cli.screen import Settings, announce, describe, live, say, show_table
 from core.errors import Mistake
+from core.outputs import check_folder
 
 if TYPE_CHECKING:
     from client.session import RunConfig
@@ -45,6 +46,7 @@ def demo(
     if config.strategy != "fedpg-br" or config.engine != "local":
         raise Mistake("the demo is fedpg-br in this process; `fedrl run` runs everything else")
     place = out or Path("out") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_folder(place)
     plan = Plan(config.attack, config.agents)
     liars = [agent for agent in range(config.agents) if not plan.honest(agent)]
     names = ", ".join(map(str, liars)) or "nobody"

@@ -12,6 +12,7 @@ import typer
 from cli.groups import Run, grouped, labels, read
 from cli.screen import Settings, announce, show_table
 from core.errors import Mistake
+from core.outputs import check_file
 
 if TYPE_CHECKING:
     from client.session import Session
@@ -37,8 +38,8 @@ def evaluate(
     from client.session import RunConfig, Session
     from core.config import build, override
     from core.streams import Streams
-    from envs.video import record
-    from runs import checkpoints
+    from envs import video as film
+    from runs import checkpoints, plots
     from runs.directory import RunDirectory
     from runs.figures import spread
     from strategies.fedavg_td3 import OWN
@@ -53,6 +54,11 @@ def evaluate(
         raise Mistake(f"{run} has no {directory.best.name}: nobody was judged before its weights were saved")
     if (out or video) and (out is None) == cross:
         raise Mistake("--out is the picture of --cross, --video films an agent without it")
+    if out is not None:
+        check_file(out, plots.PICTURES)
+    if video is not None:
+        film.writer(video)
+        check_file(video, what="--video")
     weights = directory.best if best else directory.weights
     learned, _ = checkpoints.load(weights)
     session = Session(config, render=video is not None)
@@ -77,7 +83,7 @@ def evaluate(
         if video is not None:
             streams = Streams(session.fleet.seeds, "film", lanes=session.worlds.copies)
             explore = config.evaluate == "sampled"
-            record(session.worlds, lambda obs: session.fleet.act(obs, streams if explore else None), video, agent)
+            film.record(session.worlds, lambda obs: session.fleet.act(obs, streams if explore else None), video, agent)
             announce(f"filmed agent {agent}: {video}")
     finally:
         session.close()
@@ -131,6 +137,7 @@ def plot(
     from runs import plots
     from runs.figures import curve
 
+    check_file(out, plots.PICTURES)
     if matrix or pairs:
         links(runs, out, pairs, title)
         return
@@ -191,6 +198,8 @@ def table(
         raise Mistake(f"--x is one of {', '.join(plots.AXES)}, not '{x}'")
     if reach is not None and not group:
         raise Mistake("--reach is about the mean of several runs: add --group")
+    if out is not None:
+        check_file(out)
     there, found = read(runs), dict[str, Any]()
     if group:
         groups = grouped(there)

@@ -28,6 +28,7 @@ from cli.groups import leaves
 from cli.look import show_groups
 from cli.screen import Settings, announce, say
 from core.errors import Failure, Mistake
+from core.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from client.session import RunConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 STOP_S = 120.0  # until interrupted runs have finished their round and saved it
 END_S = 20.0  # until those that were asked twice have stopped the processes that they started
 
+PICTURE = "sweep.png"
 Grid = dict[str, list[str]]
 
 
@@ -64,12 +66,14 @@ def sweep(
     table = override(read_toml(conf), changes)
     table.pop("seed", None)
     directory = out or Path("out") / f"{conf.stem}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_folder(directory)
     known = remembered(directory, table, axes, numbers(seeds))
     combinations = combine(table, known["grid"], conf.stem)
     runs = [Run(one, seed, directory / one.folder / f"seed-{seed}") for one in combinations for seed in known["seeds"]]
     todo = [run for run in runs if not run.finished()]
     try_out({run.of.name: run.of.config for run in todo})
     with alone_in(directory) as lock:
+        check_file(directory / PICTURE, what="the picture")
         remember(directory, table, known)
         failed, interrupted = work(todo, len(runs) - len(todo), jobs or room(combinations), directory, lock)
         found = known | results(directory, runs, picture=not interrupted)
@@ -282,7 +286,7 @@ def results(directory: Path, runs: Sequence[Run], picture: bool) -> dict[str, An
         combinations[name] = figures.over_seeds(records)
         if judged := [one for one in records.values() if figures.final_return(one) is not None]:
             curves[name] = figures.curve(judged)
-    place = directory / "sweep.png"
+    place = directory / PICTURE
     if picture and curves:
         plots.draw(place, curves, directory.name)
     return {

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.errors import Mistake
+from core.outputs import check_file
 from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean, plain_mean
 
 LONG = 45  # letters of a name: a legend of longer ones hides the curves
@@ -38,8 +38,7 @@ def draw(
 
     ``mean``: the mean, with its 90% bootstrap band.
     """
-    if path.suffix not in PICTURES:
-        raise Mistake(f"a picture ends in {', '.join(PICTURES)}, not '{path.name}'")
+    check_file(path, PICTURES, "the picture")
     import matplotlib
 
     matplotlib.use("Agg")

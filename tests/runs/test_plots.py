@@ -90,5 +90,5 @@ def test_a_dozen_groups_have_a_dozen_colours(tmp_path, drawn):
 
 
 def test_a_picture_has_a_known_ending(tmp_path):
-    with pytest.raises(Mistake, match=r"ends in \.png"):
+    with pytest.raises(Mistake, match=r"must end in \.png"):
         plots.draw(tmp_path / "a.jpeg", {})
