@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cli.certs import certs
 from cli.demo import demo
 from cli.doctor import doctor
+from cli.keys import conf
 from cli.look import evaluate, plot, table
 from cli.node import check_address, node
 from cli.peer import peer
@@ -39,6 +38,7 @@ app.command()(certs)
 app.command()(sweep)
 app.command()(demo)
 app.command()(doctor)
+app.command()(conf)
 
 
 @app.command()
@@ -124,24 +124,6 @@ def refuse_other_run(changes: list[str]) -> None:
         key = change.partition("=")[0].strip()
         if key not in CHANGEABLE:
             raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
-
-
-@app.command()
-def conf(
-    prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
-) -> None:
-    """Every key that a conf may hold: its default, its range, its sentence."""
-    from client.session import RunConfig
-    from core.config import keys
-
-    rows = Table("key", "default", "kind", "range", "meaning", box=None)
-    for key in keys(RunConfig):
-        if key.name.startswith(prefix):
-            default = ",".join(map(str, key.default)) if isinstance(key.default, tuple) else str(key.default)
-            rows.add_row(key.name, default, key.kind, key.range, key.sentence)
-    if not rows.row_count:
-        raise Mistake(f"no key begins with '{prefix}'")
-    Console().print(rows)
 
 
 def main() -> None:

@@ -218,6 +218,7 @@ class Key:
     default: Any
     range: str
     sentence: str
+    choices: tuple[str, ...] = ()
 
 
 def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
@@ -230,4 +231,5 @@ def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
             continue
         default = field.default if field.default is not MISSING else {}
         label = {tuple[int, ...]: "list of int", dict[str, Any]: "table"}.get(wanted, getattr(wanted, "__name__", ""))
-        yield Key(name, label, default, allowed(field), field.metadata.get("sentence", ""))
+        meta = field.metadata
+        yield Key(name, label, default, allowed(field), meta.get("sentence", ""), meta.get("choices", ()))

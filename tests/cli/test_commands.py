@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import cli.main
+from client.session import RunConfig
+from core.config import build, nested, unflatten
+from runs.directory import RunDirectory
 
 CONF = """
 algorithm = "td3"
@@ -73,6 +76,25 @@ def test_a_run_and_everything_that_is_done_with_it(
     assert "td3.policy-delay" in capsys.readouterr().out
 
 
+def test_every_key_as_json_is_what_a_conf_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedrl(monkeypatch, "conf", "--json") == 0
+    told = {key["name"]: key for key in json.loads(capsys.readouterr().out)}
+    assert all(set(key) == {"name", "default", "kind", "range", "sentence", "choices"} for key in told.values())
+    # The defaults make the default configuration, and every choice is one that a conf may hold.
+    assert nested(build(RunConfig, unflatten({name: key["default"] for name, key in told.items()}))) == nested(
+        RunConfig()
+    )
+    for name, key in told.items():
+        for choice in key["choices"]:
+            build(RunConfig, unflatten({name: choice}))
+    assert "td3" in told["algorithm"]["choices"] and not told["td3.gamma"]["choices"]
+    assert fedrl(monkeypatch, "conf", "td3.", "--json") == 0
+    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == [name for name in told if "td3." in name[:4]]
+    assert fedrl(monkeypatch, "conf", "nothing.", "--json") == 2
+
+
 def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     run.rename(tmp_path / "other" / "run")
@@ -101,7 +123,7 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("eval", "RUN", "--agent", "7"), "agents 0 to 1"),
         (("eval", "nowhere"), "holds no run"),
         (("plot", "RUN", "--metric", "kl"), "measured no 'kl'"),
-        (("plot", "RUN", "--out", "x.foo"), "a picture ends in"),
+        (("plot", "RUN", "--out", "x.foo"), "--out 'x.foo' must end in"),
         (("plot", "RUN", "--x", "miles"), "--x is one of"),
         (("conf", "nothing."), "no key begins"),
     ],
@@ -123,12 +145,69 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_a_failure_is_one_sentence_and_exit_code_1(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "nowhere" / "t.json") == 1
     next((run / "checkpoints").iterdir()).write_bytes(b"not a checkpoint")
     assert fedrl(monkeypatch, "run", "--resume", run) == 1
     told = capsys.readouterr().err
     assert "cannot be read" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plot", "RUN", "--out", "/nonexistent/a.png"), "make the folder '/nonexistent'"),
+        (("plot", "RUN", "--out", "RUN"), "must end in .png, .pdf or .svg"),
+        (("plot", "RUN", "--out", "FOLDER"), "is a folder"),
+        (("plot", "RUN", "--matrix", "--out", "FILE/a.png"), "cannot be written"),
+        (("table", "RUN", "--out", "/nonexistent/a.json"), "make the folder '/nonexistent'"),
+        (("table", "RUN", "--group", "--out", "RUN"), "is a folder"),
+        (("table", "RUN", "--out", "/proc/a.json"), "cannot be written"),
+        (("eval", "RUN", "--video", "a.avi"), ".mp4 or .gif"),
+        (("eval", "RUN", "--video", "FILE/a.gif"), "--video 'FILE/a.gif' cannot be written"),
+        (("eval", "RUN", "--video", "/nonexistent/a.gif"), "make the folder '/nonexistent'"),
+        (("eval", "RUN", "--cross", "--out", "FOLDER"), "is a folder"),
+        (("eval", "RUN", "--cross", "--out", "a.jpg"), "must end in .png, .pdf or .svg"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "FILE"), "is a file"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "FILE/a/b"), "is a file"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "/proc/a"), "cannot be written"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "SWEPT"), "the picture 'SWEPT/sweep.png' must be a file"),
+        (("demo", "--out", "FILE"), "is a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def work(*given: object, **named: object) -> None:
+        pytest.fail("the work has begun")
+
+    for name in (
+        "cli.look.read", "client.session.Session.__init__", "cli.sweep.work", "cli.demo.learn", "runs.links.matrix"
+    ):  # fmt: skip
+        monkeypatch.setattr(name, work)
+    if arguments[-1] == "SWEPT":  # what a sweep makes before its first run is no work
+        monkeypatch.setattr("cli.sweep.try_out", lambda configs: None)
+    conf, run, file, folder, swept = (tmp_path / name for name in ("a.toml", "run", "file", "folder.png", "swept"))
+    conf.write_text(CONF)
+    file.write_text("x")
+    folder.mkdir()
+    RunDirectory.create(run, nested(build(RunConfig, {}))).best.touch()
+    (swept / "sweep.png").mkdir(parents=True)
+    (swept / "sweep.json").write_text('{"grid": {}, "seeds": [0]}')
+    (swept / "sweep.toml").write_text(CONF)
+    names = {"RUN": run, "CONF": conf, "FILE": file, "FOLDER": folder, "SWEPT": swept}
+
+    def filled(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, str(path))
+        return text
+
+    before = sorted(tmp_path.rglob("*"))
+    assert fedrl(monkeypatch, *map(filled, arguments)) == 2
+    told = capsys.readouterr().err
+    assert filled(words) in told
+    assert len(told.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_stopped_between_checkpoints_equals_one_that_was_not(
