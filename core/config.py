@@ -19,6 +19,8 @@ from core.errors import Mistake
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+# How None is written: the value of a whole number that the program chooses itself.
+AUTO = "auto"
 
 
 def option(
@@ -90,6 +92,8 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
 
 def _converted(full: str, wanted: Any, value: Any) -> Any:
     """``value`` as the declared type; texts come from the command line and from Flower's flat run_config."""
+    if wanted == int | None:
+        return None if value == AUTO else _whole(full, value)
     if wanted == tuple[int, ...]:
         parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
         if isinstance(parts, int):
@@ -127,6 +131,14 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
     return value
 
 
+def _whole(full: str, value: Any) -> int:
+    """A whole number for a key that may be ``auto`` as well."""
+    try:
+        return int(_converted(full, int, value))
+    except Mistake:
+        raise Mistake(f"'{full}' is {_KINDS[int]} or {AUTO}, not {value!r}") from None
+
+
 def _inside(number: float, meta: Mapping[str, Any]) -> bool:
     low, high, above = meta.get("low"), meta.get("high"), meta.get("above")
     return (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
@@ -153,7 +165,7 @@ def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]
         elif isinstance(value, dict):
             flat[key] = json.dumps(value) if value else ""
         else:
-            flat[key] = value
+            flat[key] = AUTO if value is None else value
     return flat
 
 
@@ -164,6 +176,7 @@ def nested(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = nested(value)
+        value = AUTO if value is None else value
         made[dashed(field.name)] = list(value) if isinstance(value, tuple) else value
     return made
 
@@ -229,5 +242,7 @@ def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
             yield from keys(wanted, name + ".")  # type: ignore[arg-type]
             continue
         default = field.default if field.default is not MISSING else {}
-        label = {tuple[int, ...]: "list of int", dict[str, Any]: "table"}.get(wanted, getattr(wanted, "__name__", ""))
+        default = AUTO if default is None else default
+        kinds: dict[Any, str] = {tuple[int, ...]: "list of int", dict[str, Any]: "table", int | None: "int or auto"}
+        label = kinds.get(wanted, getattr(wanted, "__name__", ""))
         yield Key(name, label, default, allowed(field), field.metadata.get("sentence", ""))
