@@ -32,13 +32,15 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     number_too: bool = False,
+    json_too: bool = False,
 ) -> Any:
     """A field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not.
 
-    ``number_too``: a text that may be given as a number, as for a key that is a word or a number.
+    ``number_too``: a text that may be given as a number, as for a key that is a word or a number. ``json_too``: a text
+    that may be given as a list or a table; it is kept as JSON.
     """
     meta = {"sentence": sentence, "low": low, "high": high, "above": above, "choices": choices}
-    meta["number_too"] = number_too
+    meta |= {"number_too": number_too, "json_too": json_too}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -79,6 +81,8 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
     meta = field.metadata
     if meta.get("number_too") and isinstance(value, int | float) and not isinstance(value, bool):
         value = repr(value)
+    if meta.get("json_too") and isinstance(value, list | Mapping):
+        value = _as_json(full, value)
     value = _converted(full, wanted, value)
     if meta.get("choices") and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
@@ -129,6 +133,14 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}")
     return value
+
+
+def _as_json(full: str, value: Any) -> str:
+    """A list or a table as the text that Flower's flat run_config can hold."""
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, RecursionError):  # TOML has dates, JSON has none
+        raise Mistake(f"'{full}' holds lists, tables, numbers and texts, not {value!r}") from None
 
 
 def _whole(full: str, value: Any) -> int:
