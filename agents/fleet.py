@@ -176,6 +176,11 @@ class Fleet(Rows):
         raise NotImplementedError
 
     @property
+    def usual_work(self) -> int:
+        """The work of a round when a run leaves it to the algorithm."""
+        return 10
+
+    @property
     def standing(self) -> NDArray[np.int64]:
         """Where each agent is in its training: those that stand alike are trained together."""
         return self.progress
@@ -199,6 +204,10 @@ class Fleet(Rows):
         return whole
 
     def _train(self, work: int) -> Report:
+        raise NotImplementedError
+
+    def steps_of(self, work: int) -> float:
+        """Environment steps of an agent over all its copies in so much work; infinite where work is whole episodes."""
         raise NotImplementedError
 
     def gradient(self, part: str) -> F32:

@@ -5,6 +5,7 @@ g = mean over all timesteps of the batch of grad log pi(a_t|s_t) A_t. No critic,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,6 +83,9 @@ class PolicyGradientFleet(Fleet):
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
         return self.shape.to_world(self.shape.act(self.policy, obs, streams, np.ones(obs.shape[:2], np.bool_))[0])
+
+    def steps_of(self, work: int) -> float:
+        return math.inf if work else 0
 
     def _train(self, work: int) -> Report:
         report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))

@@ -177,6 +177,9 @@ class PPOFleet(Fleet):
         scaled = (obs - self.observations.mean[rows, None]) / self.observations.std[rows, None]
         return np.clip(scaled, -10.0, 10.0).astype(np.float32)
 
+    def steps_of(self, work: int) -> float:
+        return work * self.config.rollout * self.worlds.copies
+
     def _train(self, work: int) -> Report:
         if self.config.penalty and self.links is None:
             raise Mistake("'ppo.penalty' pulls towards linked agents, and this run links none")

@@ -105,6 +105,14 @@ class TD3Fleet(Fleet):
             )
 
     @property
+    def usual_work(self) -> int:
+        """The longest episode in every copy, or 1,000 steps where episodes are shorter."""
+        return self.worlds.copies * max(1000, self.worlds.horizon)
+
+    def steps_of(self, work: int) -> float:
+        return work
+
+    @property
     def parts(self) -> dict[str, F32]:
         return {"actor": self.actor, "critic": self.critic}
 

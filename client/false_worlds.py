@@ -1,7 +1,8 @@
 """Worlds that lie to the agent who learns in them: other actions are executed, or other rewards come back.
 
-The agent believes that the action of its policy was executed and that its reward is the world's, as in the published
-code of FedPG-BR.
+The agent records the action that its policy chose, with that action's log-probability, and the reward that it is shown.
+In the published code of FedPG-BR an agent that acts at random takes the log-probability of the action that it executed:
+that is another attack, which is not here.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from core.errors import Mistake
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+# How None is written: the value of a whole number that the program chooses itself.
+AUTO = "auto"
 
 
 def option(
@@ -30,13 +32,15 @@ def option(
     above: float | None = None,
     choices: tuple[str, ...] = (),
     number_too: bool = False,
+    json_too: bool = False,
 ) -> Any:
     """A field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not.
 
-    ``number_too``: a text that may be given as a number, as for a key that is a word or a number.
+    ``number_too``: a text that may be given as a number, as for a key that is a word or a number. ``json_too``: a text
+    that may be given as a list or a table; it is kept as JSON.
     """
     meta = {"sentence": sentence, "low": low, "high": high, "above": above, "choices": choices}
-    meta["number_too"] = number_too
+    meta |= {"number_too": number_too, "json_too": json_too}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -77,6 +81,8 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
     meta = field.metadata
     if meta.get("number_too") and isinstance(value, int | float) and not isinstance(value, bool):
         value = repr(value)
+    if meta.get("json_too") and isinstance(value, list | Mapping):
+        value = _as_json(full, value)
     value = _converted(full, wanted, value)
     if meta.get("choices") and value not in meta["choices"]:
         near = difflib.get_close_matches(str(value), meta["choices"], n=1)
@@ -90,6 +96,8 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
 
 def _converted(full: str, wanted: Any, value: Any) -> Any:
     """``value`` as the declared type; texts come from the command line and from Flower's flat run_config."""
+    if wanted == int | None:
+        return None if value == AUTO else _whole(full, value)
     if wanted == tuple[int, ...]:
         parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
         if isinstance(parts, int):
@@ -127,6 +135,22 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
     return value
 
 
+def _as_json(full: str, value: Any) -> str:
+    """A list or a table as the text that Flower's flat run_config can hold."""
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, RecursionError):  # TOML has dates, JSON has none
+        raise Mistake(f"'{full}' holds lists, tables, numbers and texts, not {value!r}") from None
+
+
+def _whole(full: str, value: Any) -> int:
+    """A whole number for a key that may be ``auto`` as well."""
+    try:
+        return int(_converted(full, int, value))
+    except Mistake:
+        raise Mistake(f"'{full}' is {_KINDS[int]} or {AUTO}, not {value!r}") from None
+
+
 def _inside(number: float, meta: Mapping[str, Any]) -> bool:
     low, high, above = meta.get("low"), meta.get("high"), meta.get("above")
     return (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
@@ -153,7 +177,7 @@ def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]
         elif isinstance(value, dict):
             flat[key] = json.dumps(value) if value else ""
         else:
-            flat[key] = value
+            flat[key] = AUTO if value is None else value
     return flat
 
 
@@ -164,6 +188,7 @@ def nested(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = nested(value)
+        value = AUTO if value is None else value
         made[dashed(field.name)] = list(value) if isinstance(value, tuple) else value
     return made
 
@@ -230,6 +255,7 @@ def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
             yield from keys(wanted, name + ".")  # type: ignore[arg-type]
             continue
         default = field.default if field.default is not MISSING else {}
-        label = {tuple[int, ...]: "list of int", dict[str, Any]: "table"}.get(wanted, getattr(wanted, "__name__", ""))
-        meta = field.metadata
+        default = AUTO if default is None else default
+        kinds: dict[Any, str] = {tuple[int, ...]: "list of int", dict[str, Any]: "table", int | None: "int or auto"}
+        label, meta = kinds.get(wanted, getattr(wanted, "__name__", "")), field.metadata
         yield Key(name, label, default, allowed(field), meta.get("sentence", ""), meta.get("choices", ()))

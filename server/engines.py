@@ -17,6 +17,7 @@ import tomli_w
 
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import gossip, network
+from client.pace import cut
 from client.party import ABOUT_THE_RUN
 from client.session import RunConfig, Session
 from core.config import flatten, nested
@@ -70,9 +71,15 @@ def run(
     ``superlink`` is the control API of one that serves already; otherwise the engine grpc starts its own.
     """
     directory.go_on()
+    serverless = config.engine == "gossip" or (config.strategy in STRATEGIES and config.engine == "local")
+    warnings = cut(config, session) if serverless else []  # a server warns by itself
+    for words in warnings:
+        if not any(known.endswith(words) for known in directory.notes()):
+            directory.note(words)
+            say(words)
     if config.engine == "gossip":
-        return run_gossip(config, directory, tell, say, stop)
-    if config.strategy in STRATEGIES and config.engine == "local":
+        return run_gossip(config, directory, tell, say, stop, warnings)
+    if serverless:
         return gossip(config, session, network(config, session), directory, tell, stop)
     if config.engine == "local":
         return federate(config, LocalGrid(session), directory, session, tell, stop, say)
@@ -178,8 +185,13 @@ def _submit(
     return found | {"run_dir": str(directory.path), "interrupted": not finished}
 
 
-def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop) -> Record:
-    """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run."""
+def run_gossip(
+    config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, warnings: Sequence[str] = ()
+) -> Record:
+    """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run.
+
+    ``warnings`` are known to people already: peers that repeat them are not shown.
+    """
     from server.launch import free_port, processes, running, send, start_peer
 
     place = directory.path.resolve()
@@ -201,7 +213,8 @@ def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say,
             for peer, part in enumerate(together.parts):
                 for words in part.notes()[said[peer] :]:
                     said[peer] += 1
-                    say(f"peer {peer}: {words}")
+                    if not any(words.endswith(known) for known in warnings):
+                        say(f"peer {peer}: {words}")
             for peer, process in enumerate(started):
                 if peer not in failed and process.returncode not in (None, 0, ENDED_EARLY):
                     failed[peer] = (logs[peer].read_text(errors="replace").strip().splitlines() or ["no word"])[-1]

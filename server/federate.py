@@ -18,6 +18,7 @@ from client.attacks import Plan
 from client.gossip.peer import countable
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import check as check_peers
+from client.pace import cut, settle_every
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
@@ -121,17 +122,17 @@ def _federate(
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
-    gained = [0] * config.agents
+    gained, settle = [0] * config.agents, settle_every(config, session)
     with closing(trackers), closing(Unseen(config, session)) as unseen:
         try:
-            for words in [] if number else odd(config):
+            for words in [] if number else odd(config) + cut(config, session):
                 both(words)
             rounds.gather_parties()
             while not (config.over(number, ledger.lived) or stop()):
                 this, lived = number + 1, list(ledger.lived)
                 last = config.over(this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
-                    "settle": strategy.passes(this, config.settle_every),
+                    "settle": strategy.passes(this, settle),
                     "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
                 judge = strategy.passes(this, config.federation.evaluate_every) or last
@@ -163,7 +164,7 @@ def _federate(
 
 def make_strategy(config: RunConfig, session: Session) -> Federation:
     """The strategy that the configuration names, starting from the session's first agent."""
-    given: dict[str, Any] = {"layout": layout(session), "agents": config.agents, "work": config.work}
+    given: dict[str, Any] = {"layout": layout(session), "agents": config.agents, "work": session.round_work}
     _pulled_by_nobody(config)
     if config.strategy in ("central", "fedavg-td3") and config.algorithm != "td3":
         raise Mistake(f"{config.strategy} is for td3, not for {config.algorithm}: set algorithm, or another strategy")

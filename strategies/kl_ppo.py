@@ -37,7 +37,9 @@ class KLConfig:
 
     matrix: str = option(
         "complete",
-        f"Who learns from whom: {', '.join(NAMES)}; {STAR}, everybody from the average; JSON, or a file that holds it.",
+        f"Who learns from whom: {', '.join(NAMES)}; {STAR}, everybody from the average; a list of rows, "
+        "a table with edges = [[k, j, weight], ...], either of them as JSON, or a file that holds it.",
+        json_too=True,
     )
     normalise: bool = option(True, "The weights of an agent's neighbours add up to 1; false: they count as given.")
     max_age: int = option(

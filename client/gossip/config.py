@@ -16,6 +16,7 @@ class GossipConfig:
     topology: str = option(
         "complete",
         f"Who sends to whom: {', '.join(NAMES)}; JSON, or a file that holds it (docs/gossip.md).",
+        json_too=True,
     )
     degree: int = option(4, "Neighbours of every peer: of regular ones, and of random ones in each round.", low=1)
     same_start: bool = option(True, "All peers begin with the weights of the first; false: with their own.")

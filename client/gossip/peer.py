@@ -18,6 +18,7 @@ from client.gossip.here import Identity, Patience, Tls
 from client.gossip.peers import STRATEGIES, exchanged
 from client.gossip.run import check, gossip, topology
 from client.gossip.wire import Wire
+from client.pace import cut
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
@@ -57,6 +58,8 @@ def peer(
     with closing(Session(config, [number])) as session:
         wire = wired(config, session, addresses, tls, say, stop)
         check(config, session, wire)
+        for words in [] if directory.begun else cut(config, session):
+            say(words)
         with serving(wire, listen) as port:
             say(f"peer {number} of {config.agents} serves at {listen.rpartition(':')[0]}:{port}")
             return gossip(config, session, wire, directory, tell, stop)

@@ -122,7 +122,7 @@ class Gossip(Peers):
         return report, notes
 
     def _learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
-        return self.session.train(self.config.work, None, settle, number), {}
+        return self.session.train(self.session.round_work, None, settle, number), {}
 
     def join(self, weights: F32) -> None:
         self.load(weights)
@@ -188,7 +188,7 @@ class FedPGDec(Gossip):
 
 
 class DecByzPG(Peers):
-    """Policy gradients among peers of whom up to f lie (Jordan 2024), each connected to all.
+    """Policy gradients among peers of whom up to f lie, each of them the same to all (Jordan 2024); all are connected.
 
     A common coin makes a round large, with a gradient of many trajectories, or small, with a few that correct the last
     direction (PAGE). Gradients are told to everybody, and every peer makes one of them by a rule that survives f lies.

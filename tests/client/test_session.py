@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+
 import numpy as np
 import pytest
+import tomli_w
 
-from client.session import PartyConfig, Session
+from client.session import PartyConfig, RunConfig, Session, from_person
+from core.config import build, flatten, nested, override, unflatten
 from core.errors import Failure, Mistake
 from envs import WorldConfig
 
@@ -95,3 +100,39 @@ def test_a_checkpoint_with_more_than_the_run_has_is_refused() -> None:
     one = session()
     with pytest.raises(Failure, match=r"fleet\.gone"):
         one.load_state(one.state() | {"fleet.gone": np.zeros(1)})
+
+
+ROWS, EDGES = [[0, 1], [1, 0]], {"edges": [[0, 1, 1.0], [1, 0, 1.0]]}
+
+
+@pytest.mark.parametrize(("room", "key"), [("kl", "matrix"), ("gossip", "topology")])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("{key} = [[0, 1], [1, 0]]", ROWS),
+        ("{key} = '[[0, 1], [1, 0]]'", ROWS),
+        ("{key} = {{ edges = [[0, 1, 1.0], [1, 0, 1.0]] }}", EDGES),
+        ("{key} = '{{\"edges\": [[0, 1, 1.0], [1, 0, 1.0]]}}'", EDGES),
+        ("[{room}.{key}]\nedges = [[0, 1, 1.0], [1, 0, 1.0]]", EDGES),
+    ],
+)
+def test_a_graph_may_be_a_list_a_table_or_a_text_in_a_conf(room: str, key: str, written: str, meant: object) -> None:
+    """Flower's configuration holds numbers and texts only, so all of them become a text."""
+    config = from_person(tomllib.loads(f"[{room}]\n" + written.format(room=room, key=key)))
+    text = getattr(getattr(config, room), key)
+    assert json.loads(text) == meant
+    assert {type(value) for value in flatten(config).values()} <= {bool, int, float, str}
+    assert build(RunConfig, unflatten(flatten(config))) == config
+    assert build(RunConfig, tomllib.loads(tomli_w.dumps(nested(config)))) == config
+
+
+@pytest.mark.parametrize("value", [ROWS, EDGES])
+@pytest.mark.parametrize("key", ["kl.matrix", "gossip.topology"])
+def test_a_graph_may_be_set_on_the_command_line(key: str, value: object) -> None:
+    assert json.loads(str(flatten(from_person(override({}, [f"{key}={json.dumps(value)}"])))[key])) == value
+
+
+@pytest.mark.parametrize("written", ["matrix = 3", "matrix = true", "matrix = 1979-05-27", "matrix = [1979-05-27]"])
+def test_a_graph_of_another_kind_is_refused_by_name(written: str) -> None:
+    with pytest.raises(Mistake, match=r"'kl\.matrix' (is a text|holds lists, tables, numbers and texts), not "):
+        from_person({"kl": tomllib.loads(written)})
