@@ -70,6 +70,10 @@ def test_constraints_name_versions_and_nothing_else() -> None:
     assert PINS["flwr"] == "1.34.0"
 
 
+def test_certifi_is_newer_than_the_release_that_is_reported_to_trust_a_compromised_authority() -> None:
+    assert Version(PINS["certifi"]) > Version("2026.10.18")
+
+
 def test_every_folder_of_ours_is_packaged_and_typed() -> None:
     aside = {"tests", "benchmarks", "docs", "docker"}
     found = {path.parent.name for path in ROOT.glob("[a-z]*/__init__.py")} - aside
