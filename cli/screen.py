@@ -40,12 +40,14 @@ def announce(words: str) -> None:
 
 def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
     """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
+    from runs.figures import reached
+
     returns = [value for value in record["return"] if value is not None]
     middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
     rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
     words = [
         f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
-        f"steps {min(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
+        f"steps {reached(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
         f"return {middle}",
         f"{rate:,.0f} steps/s",
     ]
