@@ -64,6 +64,14 @@ class Episode(NamedTuple):
     at: int
 
 
+class Bounds(NamedTuple):
+    """What some work can take of one agent: environment steps, at least and at most, and updates, at most."""
+
+    fewest: int
+    most: int
+    updates: int
+
+
 @dataclass
 class Report:
     """What a stretch of training did: per agent (K,) unless said otherwise."""
@@ -208,6 +216,10 @@ class Fleet(Rows):
 
     def steps_of(self, work: int) -> float:
         """Environment steps of an agent over all its copies in so much work; infinite where work is whole episodes."""
+        raise NotImplementedError
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        """Return what ``train(work)`` can take of one agent; ``measured``: what ``measure`` on ``work`` samples can."""
         raise NotImplementedError
 
     def gradient(self, part: str) -> F32:

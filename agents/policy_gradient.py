@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import Adam
-from agents.fleet import Bools, Episode, Fleet, Report, Worlds
+from agents.fleet import Bools, Bounds, Episode, Fleet, Report, Worlds
 from agents.networks import Tape
 from agents.policies import Policy
 from agents.rollout import play
@@ -86,6 +86,10 @@ class PolicyGradientFleet(Fleet):
 
     def steps_of(self, work: int) -> float:
         return math.inf if work else 0
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        episodes = work if measured else work * self.config.batch
+        return Bounds(episodes, episodes * self.worlds.horizon, 1 if measured else work)
 
     def _train(self, work: int) -> Report:
         report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import SGD, Adam, polyak
-from agents.fleet import Fleet, Meter, Report, Worlds, action_range
+from agents.fleet import Bounds, Fleet, Meter, Report, Worlds, action_range
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
 from core.config import option
@@ -158,6 +158,11 @@ class TD3Fleet(Fleet):
         alike = np.repeat(G[None], self.agents, axis=0)
         self.optimisers[part].step(self.parts[part], alike, self.config.learning_rate, active=going)
         self.share(part, going)
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        steps = -(-work // self.worlds.copies) * self.worlds.copies
+        # An agent may owe part of an update from before.
+        return Bounds(steps, steps, int(steps * self.config.updates_per_step) + 1)
 
     def _train(self, work: int) -> Report:
         return self._train_to("", work)[1]

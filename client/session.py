@@ -24,6 +24,7 @@ from core.errors import Failure, Mistake
 from core.rows import Array, Rows
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
+from runs.figures import reached
 from strategies import matrix
 from strategies.fedavg_td3 import SyncConfig
 from strategies.federation import FederationConfig
@@ -85,7 +86,12 @@ class RunConfig(PartyConfig):
         "Worlds that no agent trains in, by name: tables of what differs from 'world'. Judgements are also made there.",
     )
     rounds: int = option(0, "Rounds after which the run ends; 0: only 'steps' counts.", low=0)
-    steps: int = option(100_000, "Environment steps of each agent after which it ends; 0: only 'rounds' counts.", low=0)
+    steps: int = option(
+        100_000,
+        "Environment steps of an agent after which the run ends, as soon as half of the agents have taken them (or as "
+        "many as a quorum, if that is fewer); 0: only 'rounds' counts.",
+        low=0,
+    )
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
     checkpoints: int = option(3, "How many checkpoints are kept, besides the best one.", low=1)
     settle_every: int | None = option(
@@ -125,10 +131,16 @@ class RunConfig(PartyConfig):
         return Schedule(N, L * delay, self.steps)
 
     def over(self, number: int, lived: Sequence[int]) -> bool:
-        """Whether a run of so many rounds and steps has come to its end."""
+        """Return whether a run of so many rounds and steps has come to its end.
+
+        Steps count when half of the agents have them. So fewer liars than that cannot end a run early, and they, or
+        agents that are gone, cannot keep it from ending.
+        """
         if (schedule := self.schedule) is not None:
             return number >= min(rounds for rounds in (self.rounds, schedule.rounds) if rounds)
-        return bool(self.rounds and number >= self.rounds) or bool(self.steps and min(lived) >= self.steps)
+        return bool(self.rounds and number >= self.rounds) or bool(
+            self.steps and reached(lived, min(0.5, self.federation.quorum)) >= self.steps
+        )
 
 
 def from_person(values: Mapping[str, Any]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,6 +177,12 @@ def reach(runs: Sequence[Records], value: float, x: str) -> dict[str, Any]:
 def _first(at: F64, values: F64, value: float) -> float | None:
     there = np.flatnonzero(values >= value)
     return round(float(at[there[0]]), 1) if len(there) else None
+
+
+def reached(counts: Sequence[int], share: float = 0.5) -> int:
+    """Return the count that so large a share of the agents has reached."""
+    needed = max(1, math.ceil(share * len(counts) - 1e-9))
+    return sorted(counts)[-needed]
 
 
 def mean_return(record: Mapping[str, Any]) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from runs import plots
 from runs.directory import RunDirectory
+from runs.figures import reached
 
 
 def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
@@ -15,7 +16,7 @@ def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
     rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
     words = [
         f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
-        f"steps {min(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
+        f"steps {reached(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
         f"return {middle}",
         f"{rate:,.0f} steps/s",
     ]

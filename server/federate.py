@@ -107,7 +107,9 @@ def _federate(
         directory.note(words)
         say(words)
 
-    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, both)
+    # Peers of these two take an inner loop of steps that only they know the number of.
+    bounds = None if config.strategy in ("fedpg-dec", "dec-byz-pg") else session.fleet.bounds
+    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, both, bounds)
     number = int(meta.get("round", 0))
     directory.rewind(number)
     if meta:

@@ -75,7 +75,8 @@ class Ledger:
 
     def trained(self, got: Mapping[int, Trained]) -> None:
         for agent, reply in got.items():
-            self.lived[agent] = reply.lived
+            # Counted here, as ``reply.lived`` may be any number; ``steps`` were checked against the order.
+            self.lived[agent] += reply.steps
             sizes = {name: row.nbytes for name, row in reply.parts.items()}
             self._counts["bytes_up"][agent] += sum(sizes.values())
             self._add("up", sizes)

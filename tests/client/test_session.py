@@ -96,6 +96,32 @@ def test_a_gradient_applied_is_a_training_step() -> None:
     np.testing.assert_array_equal(trained.fleet.parts["policy"], stepped.fleet.parts["policy"])
 
 
+@pytest.mark.parametrize(("algorithm", "work"), [("ppo", 2), ("policy-gradient", 2), ("td3", 3), ("td3", 0)])
+@pytest.mark.parametrize("rate", [0.3, 1.0, 2.5])
+def test_what_agents_do_lies_within_the_bounds_of_their_work(algorithm: str, work: int, rate: float) -> None:
+    """An honest agent is never refused for its work: the bounds hold, in every round and for every agent."""
+    one = session(algorithm, copies=2)
+    object.__setattr__(one.config.td3, "updates_per_step", rate)
+    fewest, most, updates = one.fleet.bounds(work)
+    assert fewest == most or algorithm == "policy-gradient"
+    for _ in range(8):
+        report = one.train(work)
+        assert fewest <= report.steps.min() and report.steps.max() <= most
+        assert report.updates.max() <= updates
+
+
+def test_what_a_gradient_takes_lies_within_its_bounds() -> None:
+    one = session("policy-gradient")
+    assert one.fleet.bounds(5, measured=True) == (5, 5 * 500, 1)
+    report = one.measure("policy", 5)[1]
+    assert report.steps.min() >= 5 and report.steps.max() <= 5 * 500 and (report.updates == 1).all()
+    one = session("td3")
+    for part in ("critic", "actor"):
+        fewest, most, updates = one.fleet.bounds(15, measured=True)
+        report = one.measure(part, 15)[1]
+        assert (report.steps == fewest).all() and (report.steps == most).all() and (report.updates <= updates).all()
+
+
 def test_a_checkpoint_with_more_than_the_run_has_is_refused() -> None:
     one = session()
     with pytest.raises(Failure, match=r"fleet\.gone"):
