@@ -83,10 +83,13 @@ def node(
     if attack:
         from client.attacks import schedules
 
-        if set(schedules(attack, "--attack")) != {None}:
+        by_agent = schedules(attack, "--attack")
+        if set(by_agent) != {None}:
             raise Mistake(
                 "--attack is for all agents of this node: start another node for those that do something else"
             )
+        if set(by_agent[None].values()) == {"none"}:
+            raise Mistake(f"--attack is '{attack}', which is no attack: name one, or leave --attack away")
         console.print(f"these agents attack: {attack}", markup=False)
 
     # Seconds of imports, after what can be wrong was looked at.
