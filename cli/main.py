@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from cli.doctor import doctor
 from cli.look import evaluate, plot, table
 from cli.node import check_address, node
 from cli.peer import peer
-from cli.screen import Settings, say
+from cli.screen import Command, Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
 
@@ -30,18 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated reinforcement learning. An error is one sentence; --debug shows where it came from.",
 )
-app.command("eval")(evaluate)
-app.command()(plot)
-app.command()(table)
-app.command()(node)
-app.command()(peer)
-app.command()(certs)
-app.command()(sweep)
-app.command()(demo)
-app.command()(doctor)
+app.command("eval", cls=Command)(evaluate)
+for command in (plot, table, node, peer, certs, sweep, demo, doctor):
+    app.command(cls=Command)(command)
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     conf: Annotated[Path | None, typer.Argument(help="A TOML file; `fedrl conf` lists its keys.")] = None,
     settings: Settings = None,
@@ -128,7 +123,7 @@ def refuse_other_run(changes: list[str]) -> None:
             raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
 
 
-@app.command()
+@app.command(cls=Command)
 def conf(
     prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
 ) -> None:
@@ -154,7 +149,7 @@ def main() -> None:
         app(arguments)
     except (Mistake, Failure, OSError, MemoryError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         words = "there is not enough memory for this run" if isinstance(error, MemoryError) else str(error)
         say.print(f"[red]fedrl:[/red] {escape(words)}", soft_wrap=True)
         sys.exit(2 if isinstance(error, Mistake) else 1)

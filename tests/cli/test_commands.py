@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from typer.models import ParameterInfo
 
 import cli.main
 
+ROOT = Path(__file__).parents[2]
 CONF = """
 algorithm = "td3"
 agents = 2
@@ -33,6 +39,13 @@ def fedrl(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.main.main()
     return int(caught.value.code or 0)
+
+
+def typed(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """What the command prints in a process of its own, on 200 columns."""
+    command = [sys.executable, "-m", "cli.main", *map(str, words)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture
@@ -143,3 +156,28 @@ def test_a_run_stopped_between_checkpoints_equals_one_that_was_not(
     with np.load(tmp_path / "whole" / "weights.npz") as whole, np.load(tmp_path / "half" / "weights.npz") as half:
         for name in ("actor", "critic"):
             np.testing.assert_array_equal(whole[name], half[name])
+
+
+COMMANDS: dict[str, Any] = {one.name or one.callback.__name__: one.callback for one in cli.main.app.registered_commands}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_argument_and_option(name: str) -> None:
+    done = typed(name, "--help")
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.replace("│", " ").split())
+    for hint in get_type_hints(COMMANDS[name], include_extras=True).values():
+        for about in get_args(hint):
+            if isinstance(about, ParameterInfo):
+                assert about.help and about.help in printed
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("eval", "nowhere"), 2), (("certs", "FILE/keys"), 1)])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(
+    arguments: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "FILE").write_text("")
+    plain, debug = typed(*arguments, cwd=tmp_path), typed(*arguments, "--debug", cwd=tmp_path)
+    assert "Traceback" not in plain.stderr and "Traceback" in debug.stderr
+    assert plain.returncode == debug.returncode == code
+    assert plain.stderr.strip() in debug.stderr, "the sentence comes after it"
