@@ -8,7 +8,7 @@ import time
 import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,6 +24,10 @@ from cli.peer import peer
 from cli.screen import Command, Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
+
+if TYPE_CHECKING:
+    from client.session import RunConfig
+    from runs.directory import RunDirectory
 
 app = typer.Typer(
     add_completion=False,
@@ -73,12 +77,14 @@ def run(
     changes += [f"engine={engine}"] if engine is not None else []
     if resume is not None:
         refuse_other_run(changes)
-    if resume is not None:
         config = build(RunConfig, override(RunDirectory.open(resume).read_conf(), changes))
+        refuse_finished(config, RunDirectory(resume))
     else:
         config = from_person(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
+    if superlink:
+        engines.reach(superlink, root_certificates)
     if resume is not None:
         directory = RunDirectory.open(resume)
         directory.write_conf(nested(config))
@@ -121,6 +127,21 @@ def refuse_other_run(changes: list[str]) -> None:
         key = change.partition("=")[0].strip()
         if key not in CHANGEABLE:
             raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
+
+
+def refuse_finished(config: RunConfig, directory: RunDirectory) -> None:
+    """A run that has come to its end, and has saved it, goes on only with another end."""
+    saved, records = directory.saved_rounds(), directory.read_metrics() if directory.weights.exists() else []
+    if not records or (saved and records[-1]["round"] not in saved):
+        return
+    done, lived = records[-1]["round"], records[-1]["steps"]
+    if config.over(done, lived):
+        ends = {"rounds": config.rounds, "steps": config.steps}
+        ways = " or ".join(f"--set {key}=N, N above {end}" for key, end in ends.items() if end)
+        raise Mistake(
+            f"the run in {directory.path} is finished, after {done} rounds and {min(lived)} steps of each agent: to go "
+            f"on, give it a later end ({ways}); fedrl eval, plot and table look at it"
+        )
 
 
 @app.command(cls=Command)

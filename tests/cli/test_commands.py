@@ -14,6 +14,7 @@ import pytest
 from typer.models import ParameterInfo
 
 import cli.main
+from server.launch import free_port
 
 ROOT = Path(__file__).parents[2]
 CONF = """
@@ -104,6 +105,10 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("run", "--resume", "RUN", "--set", "world.copies=3"), "'world.copies' is settled"),
         (("run", "--resume", "RUN", "--out", "elsewhere"), "leave --out away"),
         (("run", "CONF", "--out", "RUN"), "already holds a run"),
+        (("run", "CONF", "--out", "FULL"), "FULL holds other files (mine.txt): a run needs a new or an empty folder"),
+        (("run", "--resume", "RUN"), "is finished, after 3 rounds and 60 steps of each agent: to go on"),
+        (("run", "--resume", "RUN"), "give it a later end (--set steps=N, N above 60)"),
+        (("run", "--resume", "RUN", "--set", "rounds=3", "--set", "steps=0"), "(--set rounds=N, N above 3)"),
         (("run", "CONF", "--set", "td3.gama=1"), "did you mean 'td3.gamma'"),
         (("run", "CONF", "--set", "wandb=3"), "true or false"),
         (("run", "CONF", "--nodes", "2"), "--nodes is for the engine grpc"),
@@ -124,7 +129,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     capsys.readouterr()
-    given = [{"RUN": run, "CONF": conf}.get(argument, argument) for argument in arguments]
+    full = conf.parent / "FULL"
+    full.mkdir()
+    (full / "mine.txt").write_text("")
+    given = [{"RUN": run, "CONF": conf, "FULL": full}.get(argument, argument) for argument in arguments]
     before = set(Path("out").iterdir()) if Path("out").exists() else set()
     assert fedrl(monkeypatch, *given) == 2
     told = capsys.readouterr().err
@@ -138,7 +146,7 @@ def test_a_failure_is_one_sentence_and_exit_code_1(
 ) -> None:
     assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "nowhere" / "t.json") == 1
     next((run / "checkpoints").iterdir()).write_bytes(b"not a checkpoint")
-    assert fedrl(monkeypatch, "run", "--resume", run) == 1
+    assert fedrl(monkeypatch, "run", "--resume", run, "--set", "steps=80") == 1
     told = capsys.readouterr().err
     assert "cannot be read" in told
     assert "Traceback" not in told
@@ -181,3 +189,14 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(
     assert "Traceback" not in plain.stderr and "Traceback" in debug.stderr
     assert plain.returncode == debug.returncode == code
     assert plain.stderr.strip() in debug.stderr, "the sentence comes after it"
+
+
+def test_a_superlink_that_does_not_answer_leaves_no_run(conf: Path, tmp_path: Path) -> None:
+    words = ("run", conf, "--set", "strategy=fedavg", "--superlink", f"127.0.0.1:{free_port()}")
+    for out in ((), ("--out", tmp_path / "run")):
+        done = typed(*words, *out, cwd=tmp_path)
+        assert done.returncode == 1
+        assert (
+            done.stderr.startswith("fedrl: no SuperLink answers at 127.0.0.1:") and len(done.stderr.splitlines()) == 1
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {conf.name}
