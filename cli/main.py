@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -19,9 +20,13 @@ from cli.keys import conf
 from cli.look import evaluate, plot, table
 from cli.node import check_address, node
 from cli.peer import peer
-from cli.screen import Settings, say
+from cli.screen import Command, Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
+
+if TYPE_CHECKING:
+    from client.session import RunConfig
+    from runs.directory import RunDirectory
 
 app = typer.Typer(
     add_completion=False,
@@ -29,19 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated reinforcement learning. An error is one sentence; --debug shows where it came from.",
 )
-app.command("eval")(evaluate)
-app.command()(plot)
-app.command()(table)
-app.command()(node)
-app.command()(peer)
-app.command()(certs)
-app.command()(sweep)
-app.command()(demo)
-app.command()(doctor)
-app.command()(conf)
+app.command("eval", cls=Command)(evaluate)
+for command in (plot, table, node, peer, certs, sweep, demo, doctor, conf):
+    app.command(cls=Command)(command)
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     conf: Annotated[Path | None, typer.Argument(help="A TOML file; `fedrl conf` lists its keys.")] = None,
     settings: Settings = None,
@@ -79,12 +77,14 @@ def run(
     changes += [f"engine={engine}"] if engine is not None else []
     if resume is not None:
         refuse_other_run(changes)
-    if resume is not None:
         config = build(RunConfig, override(RunDirectory.open(resume).read_conf(), changes))
+        refuse_finished(config, RunDirectory(resume))
     else:
         config = from_person(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
+    if superlink:
+        engines.reach(superlink, root_certificates)
     if resume is not None:
         directory = RunDirectory.open(resume)
         directory.write_conf(nested(config))
@@ -126,6 +126,21 @@ def refuse_other_run(changes: list[str]) -> None:
             raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
 
 
+def refuse_finished(config: RunConfig, directory: RunDirectory) -> None:
+    """A run that has come to its end, and has saved it, goes on only with another end."""
+    saved, records = directory.saved_rounds(), directory.read_metrics() if directory.weights.exists() else []
+    if not records or (saved and records[-1]["round"] not in saved):
+        return
+    done, lived = records[-1]["round"], records[-1]["steps"]
+    if config.over(done, lived):
+        ends = {"rounds": config.rounds, "steps": config.steps}
+        ways = " or ".join(f"--set {key}=N, N above {end}" for key, end in ends.items() if end)
+        raise Mistake(
+            f"the run in {directory.path} is finished, after {done} rounds and {min(lived)} steps of each agent: to go "
+            f"on, give it a later end ({ways}); fedrl eval, plot and table look at it"
+        )
+
+
 def main() -> None:
     """The entry point: a mistake is one sentence and exit code 2, a failure one sentence and exit code 1."""
     debug = "--debug" in sys.argv
@@ -134,7 +149,7 @@ def main() -> None:
         app(arguments)
     except (Mistake, Failure, OSError, MemoryError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         words = "there is not enough memory for this run" if isinstance(error, MemoryError) else str(error)
         say.print(f"[red]fedrl:[/red] {escape(words)}", soft_wrap=True)
         sys.exit(2 if isinstance(error, Mistake) else 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperArgument, TyperCommand
+from typer.models import ArgumentInfo
 
 if TYPE_CHECKING:
     from client.session import RunConfig
@@ -18,6 +20,21 @@ if TYPE_CHECKING:
 say = Console(stderr=True, highlight=False)
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put over the conf; may be repeated.")]
+
+
+class Command(TyperCommand):
+    """A command whose positional arguments have their help text.
+
+    typer 0.20 sets the text before it calls click, and click 8.5 then overwrites it with None.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        hints = get_type_hints(self.callback, include_extras=True)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                (about,) = (one for one in get_args(hints[str(parameter.name)]) if isinstance(one, ArgumentInfo))
+                parameter.help = about.help
 
 
 def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:

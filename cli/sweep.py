@@ -352,6 +352,8 @@ def work(todo: Sequence[Run], done: int, jobs: int, directory: Path, lock: int) 
 
 def start(run: Run, directory: Path, lock: int) -> Working:
     """A process of its own session, so that Ctrl-C in the terminal reaches only us, and once."""
+    from runs.directory import SAID
+
     words = [sys.executable, "-m", "cli.main", "run"]
     if run.begun():
         words += ["--resume", str(run.path), "--json"]
@@ -361,7 +363,7 @@ def start(run: Run, directory: Path, lock: int) -> Working:
     # One thread: processes whose BLAS threads spin beside each other are slower than one.
     environ = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     run.path.mkdir(parents=True, exist_ok=True)
-    log = run.path / "run.log"
+    log = run.path / SAID
     with log.open("ab") as said:
         before = said.tell()
         try:

@@ -61,6 +61,12 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
     return session
 
 
+def reach(superlink: str, roots: Path | None) -> None:
+    """Raise ``Failure`` where no SuperLink answers, before a run directory is made for a run that cannot begin."""
+    with Control(superlink, roots) as control:
+        control.reach()
+
+
 def run(
     config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int = 0,
     superlink: str = "", roots: Path | None = None,

@@ -69,7 +69,8 @@ class Link:
 
     def close(self, deadline: float) -> None:
         """After ``here.closing`` was set: the thread says goodbye, and ends; by then, whatever it waits for."""
-        self._thread.join(max(deadline - time.monotonic(), 0.0))
+        if self._thread.is_alive():  # a peer that could not listen has started no thread
+            self._thread.join(max(deadline - time.monotonic(), 0.0))
         if self._channel is not None:
             self._channel.close()
 
