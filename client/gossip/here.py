@@ -105,6 +105,7 @@ class Here:
     reasons: Counter[str] = field(default_factory=Counter)  # refusals by name
     counts: Counter[str] = field(default_factory=Counter)  # since they were last asked for
     published: tuple[int, F32] | None = None  # a round, and what newcomers are told of it
+    closed: bool = False  # it has added up for the last time: no share is taken, or given up, any more
     closing: bool = False
     _said: set[tuple[int, str]] = field(default_factory=set)
 
