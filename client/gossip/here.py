@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +86,26 @@ class Tls:
 
     def client(self) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
+
+
+class Report:
+    """Tells people what happened.
+
+    A note that cannot be written, as on a full disk, ends no thread. The first such note goes to standard error.
+    """
+
+    def __init__(self, number: int, say: Callable[[str], None]) -> None:
+        self._number, self._say, self._failed = number, say, False
+
+    def __call__(self, words: str) -> None:
+        try:
+            self._say(words)
+        except Exception as error:
+            failed, self._failed = self._failed, True
+            if not failed:
+                with suppress(OSError, ValueError):  # standard error may be closed, or on the same disk
+                    text = f"peer {self._number}: a note cannot be written ({error}); the first such note: {words}"
+                    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -62,6 +62,7 @@ class Link:
         self._shared, self._withholds = -1, False  # its round at the last share, and whether it is sent none for now
         self._claimed = self._disproved = 0  # a life that somebody claims for it, and one that it was found not to live
         self._reached, self._contact, self._greeted, self._greet_now = False, 0.0, 0.0, True
+        self._met: frozenset[type[Exception]] = frozenset()  # kinds of unexpected errors that were reported
         self._channel, self.stub = self._open()
         self._thread = threading.Thread(target=self._run, name=f"to peer {number}", daemon=True)
 
@@ -212,6 +213,9 @@ class Link:
                 again = True
             except ValueError:  # the channel was closed
                 again = True
+            except Exception as error:  # without its thread a peer would count as there for ever
+                self._failed(self._unexpected(error))
+                again = True
             pause = min(max(2 * pause, AGAIN_S), LONGEST_S) if again else 0.0
         with self.here.changed:
             goodbye = self.greeting(self.life) if self._reached else None
@@ -343,6 +347,15 @@ class Link:
         self._contact = time.monotonic()
         self.is_in(receipt.round)
         return True
+
+    def _unexpected(self, error: Exception) -> str:
+        """Report an error that a link should not meet, once for each kind; returns its words."""
+        kind, words = type(error), f"{type(error).__name__}: {error}"
+        with self.here.changed:
+            new, self._met = kind not in self._met, self._met | {kind}
+        if new:
+            self.here.say(f"the link to peer {self.number} failed: {words}")
+        return words
 
     def _failed(self, trouble: str) -> None:
         """A call brought nothing: after some time of this the peer is dead to us."""

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from client.gossip import gossip_pb2 as pb
-from client.gossip.here import Here, Identity, Patience, Tls
+from client.gossip.here import Here, Identity, Patience, Report, Tls
 from client.gossip.inbox import AHEAD, Parcel, Word
 from client.gossip.link import Link
 from client.gossip.medium import F32, F64, Bools, Heard, Lies
@@ -54,7 +54,7 @@ class Wire:
         self.after = after
         self.peers: Sequence[int] = [identity.number]
         self.network, self.topology, self.patience, self.stop = identity.network, topology, patience, stop
-        self.here = Here(identity, patience, largest, tls, say)
+        self.here = Here(identity, patience, largest, tls, Report(identity.number, say))
         self.links = {
             number: Link(self.here, number, address)
             for number, address in sorted(roster.items())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +15,10 @@ from client.gossip.medium import F32, F64
 from client.gossip.wire import Wire
 from runs.directory import RunDirectory
 from server.launch import free_port, processes, start_peer, wait
-from tests.client.gossip.network import QUICK, Faults, Net, network, starts, together
+from tests.client.gossip.network import QUICK, Faults, Net, network, starts, together, until, within
 
 LIMIT_S = 30.0  # for anything that a busy machine may delay
 DISK_S = 0.5  # that a checkpoint takes, or less if a share has come meanwhile
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true; fail where it never is."""
-    assert within(LIMIT_S, true)
-
-
-def within(seconds: float, true: Callable[[], bool]) -> bool:
-    """Whether something becomes true by then."""
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return true()
 
 
 def offered(wire: Wire) -> bool:
