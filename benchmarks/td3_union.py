@@ -63,7 +63,7 @@ def alone(config: RunConfig, seen: list[Update], permuted: bool = False) -> TD3F
     fleet, draws = TD3Fleet(config.td3, one.worlds, agent_seeds(config.seed, [0])), np.random.default_rng(0)
     for batch, noise in seen:
         order = draws.permutation(batch.reward.shape[1]) if permuted else np.arange(batch.reward.shape[1])
-        shuffled = Batch(*(np.ascontiguousarray(x[:, order]) for x in batch))
+        shuffled = Batch._make(np.ascontiguousarray(x[:, order]) for x in batch)
         with (
             patch.object(fleet.replay, "gather", lambda index, batch=shuffled: batch),
             patch.object(fleet.noise, "normal", lambda *shape, noise=noise[:, order]: noise),
