@@ -7,29 +7,25 @@ SHELL := bash
 
 BIN := .venv/bin
 
-# Nothing of ours or of Flower's calls home, and nothing is installed behind the user's back at run time.
-export FLWR_TELEMETRY_ENABLED := 0
-export FLWR_DISABLE_UPDATE_CHECK := 1
-export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
-export RAY_USAGE_STATS_ENABLED := 0
-# Ray forks after gRPC has started threads; without this its start is flaky.
-export GRPC_ENABLE_FORK_SUPPORT := 0
+# Recipes have the variables of an activated shell: no telemetry, no installation at run time, one thread per process.
+$(foreach variable,$(shell sed -n 's/^export //p' activate),$(eval export $(variable)))
 
-# One thread per worker: two processes whose BLAS or torch threads spin on two cores are slower than one.
-ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -rs --durations=10
+PYTEST := $(BIN)/python -m pytest -rs --durations=10
 # More workers than two cores: tests of processes wait more than they work.
 WORKERS ?= 3
 
-.PHONY: help setup run test slow wheels test-compose test-netns soak lint format types bench fedpg lock keys proto clean
+.PHONY: help setup shell run test slow wheels test-compose test-netns soak lint format types bench fedpg lock keys proto clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/dev ## Install into .venv (done by every other target when it is needed)
 
+shell: .venv/dev ## Start a shell in which fedrl and flwr are found, as after `. ./activate`
+	@bash --rcfile activate || true
+
 run: .venv/dev ## Ten agents learn CartPole, three of them lie: with a filter and without, in a minute
-	$(ONE_THREAD) $(BIN)/fedrl demo
+	$(BIN)/fedrl demo
 
 test: .venv/dev ## Run the tests, without the slow ones
 	$(PYTEST) -n $(WORKERS) -m "not (slow or compose or netns or soak)" tests

@@ -67,6 +67,14 @@ class Episode(NamedTuple):
     at: int
 
 
+class Bounds(NamedTuple):
+    """What some work can take of one agent: environment steps, at least and at most, and updates, at most."""
+
+    fewest: int
+    most: int
+    updates: int
+
+
 @dataclass
 class Report:
     """What a stretch of training did: per agent (K,) unless said otherwise."""
@@ -183,6 +191,11 @@ class Fleet(Rows):
         raise NotImplementedError
 
     @property
+    def usual_work(self) -> int:
+        """The work of a round when a run leaves it to the algorithm."""
+        return 10
+
+    @property
     def standing(self) -> NDArray[np.int64]:
         """Where each agent is in its training: those that stand alike are trained together."""
         return self.progress
@@ -206,6 +219,14 @@ class Fleet(Rows):
         return whole
 
     def _train(self, work: int) -> Report:
+        raise NotImplementedError
+
+    def steps_of(self, work: int) -> float:
+        """Environment steps of an agent over all its copies in so much work; infinite where work is whole episodes."""
+        raise NotImplementedError
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        """Return what ``train(work)`` can take of one agent; ``measured``: what ``measure`` on ``work`` samples can."""
         raise NotImplementedError
 
     def gradient(self, part: str) -> F32:

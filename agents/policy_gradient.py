@@ -5,6 +5,7 @@ g = mean over all timesteps of the batch of grad log pi(a_t|s_t) A_t. No critic,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import Adam
-from agents.fleet import Bools, Episode, Fleet, Report, Worlds, agent
+from agents.fleet import Bools, Bounds, Episode, Fleet, Report, Worlds, agent
 from agents.networks import Tape
 from agents.policies import Policy
 from agents.rollout import play
@@ -85,6 +86,13 @@ class PolicyGradientFleet(Fleet):
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
         return self.shape.to_world(self.shape.act(self.policy, obs, streams, np.ones(obs.shape[:2], np.bool_))[0])
+
+    def steps_of(self, work: int) -> float:
+        return math.inf if work else 0
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        episodes = work if measured else work * self.config.batch
+        return Bounds(episodes, episodes * self.worlds.horizon, 1 if measured else work)
 
     def _train(self, work: int) -> Report:
         report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import Adam, norm_cut
-from agents.fleet import Bools, Fleet, Meter, Report, Worlds, agent
+from agents.fleet import Bools, Bounds, Fleet, Meter, Report, Worlds, agent
 from agents.networks import MLP, Tape
 from agents.policies import Back, Outputs, Policy
 from agents.rollout import play
@@ -189,6 +189,13 @@ class PPOFleet(Fleet):
             return obs
         scaled = (obs - self.observations.mean[rows, None]) / self.observations.std[rows, None]
         return np.clip(scaled, -10.0, 10.0).astype(np.float32)
+
+    def steps_of(self, work: int) -> float:
+        return work * self.config.rollout * self.worlds.copies
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        steps = work * self.config.rollout * self.worlds.copies
+        return Bounds(steps, steps, work * self.config.epochs * self.config.minibatches)
 
     def _train(self, work: int) -> Report:
         if self.config.penalty and self.links is None:

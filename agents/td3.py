@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agents import equations
 from agents.adam import SGD, Adam, polyak
-from agents.fleet import Fleet, Meter, Report, Worlds, action_range, agent
+from agents.fleet import Bounds, Fleet, Meter, Report, Worlds, action_range, agent
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
 from core import registry
@@ -117,6 +117,14 @@ class TD3Fleet(Fleet):
             )
 
     @property
+    def usual_work(self) -> int:
+        """The longest episode in every copy, or 1,000 steps where episodes are shorter."""
+        return self.worlds.copies * max(1000, self.worlds.horizon)
+
+    def steps_of(self, work: int) -> float:
+        return work
+
+    @property
     def parts(self) -> dict[str, F32]:
         return {"actor": self.actor, "critic": self.critic}
 
@@ -162,6 +170,11 @@ class TD3Fleet(Fleet):
         alike = np.repeat(G[None], self.agents, axis=0)
         self.optimisers[part].step(self.parts[part], alike, self.config.learning_rate, active=going)
         self.share(part, going)
+
+    def bounds(self, work: int, measured: bool = False) -> Bounds:
+        steps = -(-work // self.worlds.copies) * self.worlds.copies
+        # An agent may owe part of an update from before.
+        return Bounds(steps, steps, int(steps * self.config.updates_per_step) + 1)
 
     def _train(self, work: int) -> Report:
         return self._train_to("", work)[1]

@@ -1,6 +1,8 @@
 """False worlds: another action is executed than the agent chose, or another reward comes back.
 
-The agent believes that the action of its policy was executed and that the reward is the world's.
+The agent records the action that its policy chose, with that action's log-probability, and the reward that it is given.
+In the published code of FedPG-BR an agent that acts at random takes the log-probability of the action that it executed:
+that is another attack, which is not here.
 """
 
 from __future__ import annotations

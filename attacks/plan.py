@@ -40,6 +40,12 @@ class Plan:
         if None not in self._kinds and chosen - named:
             raise Mistake(f"'attack.kind' says nothing about agent {min(chosen - named)}, which is to attack")
         self._agents = chosen | named
+        if idle := sorted(agent for agent in chosen if self.honest(agent)):
+            key = "attack.byzantine" if config.byzantine else "attack.agents"
+            raise Mistake(
+                f"'{key}' lets agent {idle[0]} attack, and 'attack.kind' is '{config.kind}', which names no attack for "
+                f"it: set attack.kind to an attack ({', '.join(registry.names('attack'))}), or leave {key} away"
+            )
 
     def kind(self, agent: int, number: int) -> str:
         """Return the attack that an agent makes in a round, or ``none``."""

@@ -11,14 +11,18 @@ import typer
 from cli.screen import announce
 from core.errors import Failure, Mistake
 
+# Added to every server's certificate. The shipped unit binds the control port to 127.0.0.1, and whoever works on the
+# server dials that.
+LOOPBACK = ("localhost", "127.0.0.1")
+
 
 def certs(
     folder: Annotated[Path, typer.Argument(help="Where they are kept. What is there already stays.")],
     server: Annotated[
         str | None,
         typer.Option(
-            help="Names and addresses by which the SuperLink is reached, '' for no certificate of one. Unless told:"
-            " localhost,127.0.0.1 where there is none yet; the one that is there stays as it is."
+            help="Names and addresses by which other machines reach the SuperLink; localhost and 127.0.0.1 are always"
+            " added. '' makes no certificate. Unless told: those two where there is none yet; else it stays as it is."
         ),
     ] = None,
     nodes: Annotated[str, typer.Option(help="Agents whose nodes get a key: 0,2-4.")] = "",
@@ -36,8 +40,8 @@ def certs(
     from cli.node import parse_agents
 
     numbers = {"node": parse_agents(nodes) if nodes else [], "peer": parse_agents(peers) if peers else []}
-    if server is None:  # who calls again for more nodes need not know the server's names
-        server = "" if (folder / "server.pem").exists() else "localhost,127.0.0.1"
+    if server is None:  # to add a node, nobody needs to know the server's names
+        server = "" if (folder / "server.pem").exists() else ",".join(LOOPBACK)
     names = [name.strip() for name in server.split(",") if name.strip()]
     for name in names:
         general_name(name)  # or a Mistake, before anything is made
@@ -57,7 +61,8 @@ def certs(
                 raise Mistake(f"{path}.pem {why}: --force makes it anew, as all that is named here")
             kept.append(what)
         else:
-            authority.issue(path, called, timedelta(days=days))
+            held = dict.fromkeys([*called, *LOOPBACK]) if what == "server" else called
+            authority.issue(path, list(held), timedelta(days=days))
             made.append(what)
     for what in (f"node-{number}" for number in numbers["node"]):
         if (folder / what).exists() and not force:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from cli.screen import Settings, announce, describe, live, say
+from cli.screen import Settings, announce, live, say, show_table
 from core.errors import Mistake
+from core.outputs import check_folder
 
 if TYPE_CHECKING:
     from runs.config import RunConfig
@@ -46,6 +46,7 @@ def demo(
     if config.strategy != "fedpg-br" or config.engine != "local":
         raise Mistake("the demo is fedpg-br in this process; `fedrl run` runs everything else")
     place = out or Path("out") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_folder(place)
     plan = Plan(config.attack, config.agents)
     liars = [agent for agent in range(config.agents) if not plan.honest(agent)]
     names = ", ".join(map(str, liars)) or "nobody"
@@ -56,7 +57,7 @@ def demo(
     curves = {"with the filter": curve([filtered], x="trajectories"), "without it": curve([plain], x="trajectories")}
     plots.draw(picture, curves, f"{names} of {config.agents} lie: {config.attack.kind}", x="trajectories")
     console = Console(highlight=False)
-    console.print(who_was_kept(filtered, liars))
+    show_table(("agent", "is", "kept"), who_was_kept(filtered, liars))
     figures = over_rounds(filtered)
     told = {"precision": "of those dropped, lied", "recall": "of those that lied, were dropped"}
     for name in (name for name in told if name in figures):
@@ -97,6 +98,7 @@ def learn(config: RunConfig, path: Path, title: str) -> Records:
 
 def teller(config: RunConfig, title: str) -> Callable[[dict[str, Any]], None]:
     """Live on a terminal; elsewhere a line now and then."""
+    from runs.report import describe
 
     def tell(record: dict[str, Any]) -> None:
         if say.is_terminal or record["round"] % SELDOM == 0 or record["round"] == config.rounds:
@@ -105,13 +107,13 @@ def teller(config: RunConfig, title: str) -> Callable[[dict[str, Any]], None]:
     return tell
 
 
-def who_was_kept(records: Records, liars: Sequence[int]) -> Table:
-    """In how many rounds each agent's word counted."""
-    table = Table("agent", "is", "kept", box=None)
+def who_was_kept(records: Records, liars: Sequence[int]) -> list[tuple[int, str, str]]:
+    """Each agent, whether it lies, and in how many rounds the filter kept it."""
+    rows = []
     for agent in range(len(records[-1]["kept.policy"])):
         kept = sum(record["kept.policy"][agent] or 0 for record in records)
-        table.add_row(str(agent), "liar" if agent in liars else "honest", f"{kept} of {len(records)} rounds")
-    return table
+        rows.append((agent, "liar" if agent in liars else "honest", f"{kept} of {len(records)} rounds"))
+    return rows
 
 
 def late(records: Records) -> float:

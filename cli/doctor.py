@@ -32,6 +32,7 @@ from core.errors import Failure
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("flwr", "grpcio", "protobuf", "torch", "numpy", "numba", "gymnasium", "ray")
 PORTS = {9091: "ServerAppIo", 9092: "Fleet", 9093: "Control"}
+ACTIVATE = ". ./activate"
 INSTALL = "pip install -c constraints.txt -e"
 STYLE = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 GIB = 2**30
@@ -51,7 +52,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
     """What is installed here, whether it fits, and what to do where it does not."""
-    from flower.launch import marks
+    from flower.launch import background, marks
 
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
@@ -67,9 +68,11 @@ def doctor(
             "disk for temporary files", Path(tempfile.gettempdir()), shutil.disk_usage(tempfile.gettempdir()).free
         ),
         *(check_port(port, is_free, holder) for port in PORTS),
-        *check_environment(os.environ, available_cores()),
+        check_path(shutil.which("flower-superlink"), Path(sys.executable).parent),
+        *check_environment(os.environ, exported(ROOT / "activate"), available_cores()),
         *check_docker(shutil.which, failure),
         check_strays(marks(), is_alive),
+        *check_background(background(), exported(ROOT / "activate")),
     ]
     wrong = [finding.name for finding in findings if finding.verdict == "wrong"]
     if as_json:
@@ -277,32 +280,44 @@ def elsewhere(port: int) -> str:
     return f"give flower-superlink another --{option}-api-address"
 
 
-def check_environment(environ: Mapping[str, str], cores: int) -> Iterator[Finding]:
+def check_path(found: str | None, binaries: Path) -> Finding:
+    """`flwr run .` starts a SuperLink by this name. `fedrl` itself looks beside its own Python."""
+    name = "flower-superlink"
+    if found is None:
+        return Finding(name, "not on PATH", "note", f"`flwr run .` needs it: {ACTIVATE}")
+    if Path(found).parent != binaries:
+        return Finding(name, found, "note", f"not the one in {binaries}: {ACTIVATE}")
+    return Finding(name, found)
+
+
+def exported(path: Path) -> dict[str, str]:
+    """Name -> value of the variables that `activate` exports; none where there is no such file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(line.removeprefix("export ").split("=") for line in lines if line.startswith("export "))
+
+
+def check_environment(environ: Mapping[str, str], wanted: Mapping[str, str], cores: int) -> Iterator[Finding]:
     """The variables that change what Flower, Ray and the numerics do."""
-    name = "FLWR_TELEMETRY_ENABLED"
-    if environ.get(name) == "0":
-        yield Finding(name, "0")
-    else:
-        yield Finding(name, environ.get(name, "not set"), "note", "Flower by hand reports home: export it as 0")
-    name = "OMP_NUM_THREADS"
-    threads = environ.get(name)
-    if threads is None:
-        yield Finding(name, "not set")
-    elif not threads.isdecimal() or not int(threads):
-        yield Finding(name, threads, "wrong", "it must be a number of threads: unset it, or export 1")
-    elif int(threads) > cores:
-        yield Finding(name, threads, "note", f"more threads than cores ({cores}) are slower, not faster")
-    else:
-        yield Finding(name, threads)
-    name = "GRPC_ENABLE_FORK_SUPPORT"
-    if environ.get(name, "0").lower() in ("0", "false", ""):
-        yield Finding(name, environ.get(name, "not set"))
-    else:
-        yield Finding(name, environ[name], "note", "Ray's start is flaky with it; fedrl sets 0 for its own")
-    for name in sorted(name for name in environ if name.startswith("RAY_")):
+    for name, value in wanted.items():
+        have = environ.get(name)
+        if have == value:
+            yield Finding(name, have)
+        elif have is not None and name.endswith("_NUM_THREADS"):
+            yield check_threads(name, have, cores)
+        else:
+            yield Finding(name, have or "not set", "note", f"should be {value} for flwr and Ray by hand: {ACTIVATE}")
+    for name in sorted(name for name in environ if name.startswith("RAY_") and name not in wanted):
         joins = name == "RAY_ADDRESS"
         remedy = "the engine ray will join that cluster; unset it to run here" if joins else ""
         yield Finding(name, environ[name], "note" if joins else "ok", remedy)
+
+
+def check_threads(name: str, threads: str, cores: int) -> Finding:
+    if not threads.isdecimal() or not int(threads):
+        return Finding(name, threads, "wrong", f"it must be a number of threads, 1 or more: {ACTIVATE}")
+    if int(threads) > cores:
+        return Finding(name, threads, "note", f"more threads than cores ({cores}) are slower, not faster")
+    return Finding(name, threads)
 
 
 def check_docker(which: Callable[[str], str | None], why: Callable[[list[str]], str | None]) -> Iterator[Finding]:
@@ -341,3 +356,18 @@ def check_strays(marks: Mapping[int, str], alive: Callable[[int], bool]) -> Find
         numbers = " ".join(map(str, sorted(strays)))
         return Finding("left behind", f"{len(strays)} processes of a SuperLink of ours", "wrong", f"kill {numbers}")
     return Finding("left behind", f"nothing, {len(marks)} at work" if marks else "nothing")
+
+
+def check_background(found: Mapping[int, Mapping[str, str]], wanted: Mapping[str, str]) -> Iterator[Finding]:
+    """The SuperLink that `flwr run .` starts for a simulation. It stays, and its SuperExec ends with it."""
+    name = "left by flwr run"
+    if not found:
+        yield Finding(name, "nothing")
+    for pid, environ in sorted(found.items()):
+        words = f"a SuperLink and its SuperExec, process {pid}"
+        without = [variable for variable, value in wanted.items() if environ.get(variable) != value]
+        if without:
+            remedy = f"it was started without {', '.join(without)}: kill {pid}, then {ACTIVATE} before flwr"
+            yield Finding(name, words, "wrong", remedy)
+        else:
+            yield Finding(name, words, "note", f"the next `flwr run .` uses it; to end it: kill {pid}")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from cli.screen import Settings, say
+from cli.groups import Run, grouped, labels, read
+from cli.screen import Settings, announce, show_table
 from core.errors import Mistake
+from core.outputs import check_file
 
 if TYPE_CHECKING:
     from client.session import Session
@@ -40,8 +38,8 @@ def evaluate(
     from client.session import Session
     from core.options import override
     from core.streams import Streams
-    from envs.video import record
-    from runs import checkpoints
+    from envs import video as film
+    from runs import checkpoints, plots
     from runs.config import configure
     from runs.directory import RunDirectory
     from runs.figures import spread
@@ -57,6 +55,11 @@ def evaluate(
         raise Mistake(f"{run} has no {directory.best.name}: nobody was judged before its weights were saved")
     if (out or video) and (out is None) == cross:
         raise Mistake("--out is the picture of --cross, --video films an agent without it")
+    if out is not None:
+        check_file(out, plots.PICTURES)
+    if video is not None:
+        film.writer(video)
+        check_file(video, what="--video")
     weights = directory.best if best else directory.weights
     learned, _ = checkpoints.load(weights)
     session = Session(config, render=video is not None)
@@ -76,15 +79,13 @@ def evaluate(
             about = {"run_dir": str(run), "weights": weights.name, "episodes": episodes}
             print(json.dumps(about | spread(judged) | {"agents": agents}))
         else:
-            rows = Table("agent", "mean return", "std", "worst", "best", box=None)
-            for k, one in enumerate(agents):
-                rows.add_row(str(k), *(f"{value:.1f}" for value in one.values()))
-            Console().print(rows)
+            rows = [(k, *(f"{value:.1f}" for value in one.values())) for k, one in enumerate(agents)]
+            show_table(("agent", "mean return", "std", "worst", "best"), rows)
         if video is not None:
             streams = Streams(session.fleet.seeds, "film", lanes=session.worlds.copies)
             explore = config.evaluate == "sampled"
-            record(session.worlds, lambda obs: session.fleet.act(obs, streams if explore else None), video, agent)
-            say.print(f"filmed agent {agent}: {video}")
+            film.record(session.worlds, lambda obs: session.fleet.act(obs, streams if explore else None), video, agent)
+            announce(f"filmed agent {agent}: {video}")
     finally:
         session.close()
 
@@ -109,13 +110,13 @@ def show_crossing(session: Session, policies: Mapping[str, Mapping[str, Any]], o
     if as_json:
         print(json.dumps(found))
     else:
-        rows = Table("policy", *(f"world {j}" for j in session.numbers), "mean", "worst", box=None)
-        for name, values in found.items():
-            rows.add_row(name, *map(short, [*values, sum(values) / len(values), min(values)]))
-        Console().print(rows)
+        rows = [
+            (name, *map(short, [*values, sum(values) / len(values), min(values)])) for name, values in found.items()
+        ]
+        show_table(("policy", *(f"world {j}" for j in session.numbers), "mean", "worst"), rows)
     if out is not None:
         links.crossing(out, found)
-        note(f"drawn: {out}")
+        announce(f"drawn: {out}")
 
 
 def plot(
@@ -137,6 +138,7 @@ def plot(
     from runs import plots
     from runs.figures import curve
 
+    check_file(out, plots.PICTURES)
     if matrix or pairs:
         links(runs, out, pairs, title)
         return
@@ -149,9 +151,9 @@ def plot(
         except Mistake as error:
             raise Mistake(f"{label}: {error}") from None
         if one.at[-1] < 0.9 * one.furthest:
-            note(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
+            announce(f"{label}: drawn to {one.at[-1]:,.0f} of {one.furthest:,.0f} ({x}), where its shortest run ends")
     plots.draw(out, found, title, metric, x, each, mean)
-    note(f"drawn: {out}")
+    announce(f"drawn: {out}")
 
 
 def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
@@ -178,7 +180,7 @@ def links(places: list[Path], out: Path, pairs: bool, title: str) -> None:
         raise Mistake("a star has no matrix: everybody is pulled towards the average of all")
     else:
         pictures.matrix(out, C, title)
-    note(f"drawn: {out}")
+    announce(f"drawn: {out}")
 
 
 def table(
@@ -193,12 +195,14 @@ def table(
     x: Annotated[str, typer.Option(help="With --reach: steps, trajectories, bytes or wall.")] = "steps",
 ) -> None:
     """What runs came to: the last judged return of each over its agents, or (--group) over the seeds of a conf."""
-    from runs import figures, plots
+    from runs import plots
 
     if x not in plots.AXES:
         raise Mistake(f"--x is one of {', '.join(plots.AXES)}, not '{x}'")
     if reach is not None and not group:
         raise Mistake("--reach is about the mean of several runs: add --group")
+    if out is not None:
+        check_file(out)
     there, found = read(runs), dict[str, Any]()
     if group:
         groups = grouped(there)
@@ -209,154 +213,34 @@ def table(
                 found[label] |= on_the_way(label, members, reach, x)
             show_ways(reach, x, found)
     else:
-        rows = Table("run", "agents", "steps", "mean", "std", "worst", "best", "seconds", box=None)
-        for run in there:
-            try:
-                found[run.name] = one = figures.final(run.records)
-            except Mistake as error:
-                raise Mistake(f"{run.name}: {error}") from None
-            columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
-            rows.add_row(escape(run.name), *(f"{one[column]:,}" for column in columns))
-        Console().print(rows)
+        found = finals(there)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-# Runs and their groups ------------------------------------------------------------------------------------------------
+def finals(runs: list[Run]) -> dict[str, Any]:
+    """Print and return the final figures of each run, beside the settings in which the runs differ."""
+    from runs import figures
 
-# Keys that make no other experiment: runs that differ in nothing else are seeds of one conf.
-SAME = (
-    "seed", "engine", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "threads", "gossip.roster",
-    "gossip.certificates",
-)  # fmt: skip
-
-# What is said first of runs that differ in much.
-TELLING = ("algorithm", "strategy", "world.id")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is there: its name beside the others, its conf by dotted keys, its records."""
-
-    name: str
-    conf: Mapping[str, str]
-    records: list[dict[str, Any]]
-
-    @property
-    def kind(self) -> dict[str, str]:
-        """What makes it the experiment that it is."""
-        # A key that is a table is all that is in it.
-        return {
-            key: value for key, value in self.conf.items() if not f"{key}.".startswith(tuple(f"{one}." for one in SAME))
-        }
-
-
-def read(places: list[Path]) -> list[Run]:
-    """The runs in these places. One that was named must have metrics; below a directory, those without are left out."""
-    from core import registry
-    from core.options import nested
-    from runs.config import assembled, used
-    from runs.directory import RunDirectory
-
-    paths: dict[Path, bool] = {}
-    for place in places:
-        if RunDirectory(place).conf.exists():
-            paths[place] = True
-            continue
-        every = {conf.parent for conf in place.rglob(RunDirectory(place).conf.name)}
-        # What is within a run is part of it, such as its peers.
-        below = [path for path in every if every.isdisjoint(path.parents)]
-        if not below:
-            raise Mistake(f"{place} holds no run (no {RunDirectory(place).conf.name} in it or below it)")
-        for path in sorted(below, key=lambda path: (path.parent, len(path.name), path.name)):
-            paths.setdefault(path, False)
-    plain = len({path.name for path in paths}) == len(paths)
-    defaults, found, tables = dict(leaves(nested(assembled()()))), [], set(registry.tables())
-    for path, named in paths.items():
-        directory = RunDirectory(path)
-        name = path.name if plain else str(path)
-        records = directory.read_metrics() if named or directory.metrics.exists() else []
-        if records:
-            # Older runs do not know newer keys: what those do by default is what they did.
-            conf = defaults | dict(leaves(directory.read_conf()))
-            others = tables - used(conf["algorithm"], conf["strategy"])  # their keys are in the conf, and mean nothing
-            conf = {key: value for key, value in conf.items() if key.partition(".")[0] not in others}
-            found.append(Run(name, conf, records))
-        elif named:
-            raise Mistake(f"the run {name} has no metrics yet")
-        else:
-            note(f"left out, it has no metrics yet: {name}")
-    if not found:
-        raise Mistake("none of the runs has metrics yet")
-    return together(found)
-
-
-def together(runs: list[Run]) -> list[Run]:
-    """Peers that ran as processes, with a directory each, as the one run that they are; all other runs as they are."""
-    from runs.peers import joined
-
-    networks: dict[tuple[str, ...], list[Run]] = {}
+    found = {}
     for run in runs:
-        alone = len(run.records[-1].get("peers", ())) == 1 and run.conf["agents"] != "1"
-        key = (run.conf["seed"], *(f"{name}={value}" for name, value in run.kind.items())) if alone else (run.name,)
-        networks.setdefault(key, []).append(run)
-    return [
-        members[0]
-        if len(members) == 1
-        else Run(members[0].name, members[0].conf, joined([one.records for one in members]))
-        for members in networks.values()
-    ]
+        try:
+            found[run.name] = figures.final(run.records)
+        except Mistake as error:
+            raise Mistake(f"{run.name}: {error}") from None
+    columns = ("agents", "steps", "mean", "std", "worst", "best", "wall_s")
+    rows = [[name, *(f"{one[column]:,}" for column in columns)] for name, one in found.items()]
+    head = ["run", *columns[:-1], "seconds"]
+    differing = labels([run.settings for run in runs])
+    if any(differing):
+        head.insert(1, "what differs")
+        for row, words in zip(rows, differing, strict=True):
+            row.insert(1, words)
+    show_table(head, rows)
+    return found
 
 
-def leaves(table: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a conf as text, by its dotted key."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{where}{key}.")
-        else:
-            yield where + key, value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def grouped(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs of the same conf but for the seed, under what tells their conf from the others."""
-    groups: list[list[Run]] = []
-    for run in runs:
-        for group in groups:
-            if group[0].kind == run.kind:
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    for group in groups:
-        seeds = [run.conf["seed"] for run in group]
-        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-            names = ", ".join(run.name for run in group if run.conf["seed"] in twice)
-            note(f"counted as different seeds, though seed {', '.join(twice)} is there more than once: {names}")
-    if len(groups) == 1:
-        first = groups[0][0]
-        return {
-            first.name if len(groups[0]) == 1 else f"{first.conf['algorithm']}, {first.conf['world.id']}": groups[0]
-        }
-    return dict(zip(labels([group[0].kind for group in groups]), groups, strict=True))
-
-
-def labels(confs: list[dict[str, str]], most: int = 4) -> list[str]:
-    """What differs between confs; where that is much, as many of its keys as tell any two apart."""
-    every = dict.fromkeys([*TELLING, *(key for conf in confs for key in conf)])
-    keys = [key for key in every if kinds(confs, [key]) > 1]
-    if len(keys) > most:
-        telling: list[str] = []
-        for key in keys:
-            if kinds(confs, [*telling, key]) > kinds(confs, telling):
-                telling.append(key)
-        keys = telling
-    have = [", ".join(f"{key}={conf[key]}" for key in keys if key in conf) for conf in confs]
-    return [words or ", ".join(f"no {key}" for key in keys) for words in have]
-
-
-def kinds(confs: list[dict[str, str]], keys: list[str]) -> int:
-    """How many kinds of confs there are for somebody who sees only these keys."""
-    return len({tuple(conf.get(key) for key in keys) for conf in confs})
+# Figures of groups ----------------------------------------------------------------------------------------------------
 
 
 def over_seeds(group: list[Run]) -> dict[str, Any]:
@@ -388,29 +272,25 @@ def on_the_way(label: str, group: list[Run], value: float, x: str) -> dict[str, 
 
 def show_ways(value: float, x: str, found: Mapping[str, dict[str, Any]]) -> None:
     """A line per group: where its mean, its first and its last run got there, and what its filter did."""
-    rows = Table("conf", f"mean {value:g} at {x}", "first", "last", "got there", box=None)
     shares = sorted({name for one in found.values() for name in one["filter"]})
-    for share in shares:
-        rows.add_column(share.replace("_", " "))
+    rows = []
     for label, one in found.items():
         each = [at for at in one["reach"]["each"] if at is not None]
         ends = [min(each), max(each)] if each else [None, None]
-        words = ["-" if at is None else f"{at:,.0f}" for at in (one["reach"]["mean"], *ends)]
+        words = [None if at is None else f"{at:,.0f}" for at in (one["reach"]["mean"], *ends)]
         counted = f"{len(each)} of {len(one['reach']['each'])}"
-        did = [f"{one['filter'][name]:.3f}" if name in one["filter"] else "-" for name in shares]
-        rows.add_row(escape(label), *words, counted, *did)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 200)  # a file has room
-    console.print(rows)
+        did = [f"{one['filter'][name]:.3f}" if name in one["filter"] else None for name in shares]
+        rows.append((label, *words, counted, *did))
+    head = ("conf", f"mean {value:g} at {x}", "first", "last", "got there")
+    show_table((*head, *(share.replace("_", " ") for share in shares)), rows)
 
 
 def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
     """A line per group of seeds."""
     columns = ("seeds", "mean", "90% band", "std", "interquartile mean", "95% band", "worst (seed)", "worst agent")
-    rows = Table(head, *columns, "env steps", "seconds", box=None)
+    rows = []
     for label, one in found.items():
-        words = ["-"] * 7
+        words = [""] * 7
         if one["seeds"]:
             mean, std, middle, worst = (short(one[name]) for name in ("mean", "std", "iqm", "worst"))
             bands = [
@@ -418,19 +298,10 @@ def show_groups(head: str, found: Mapping[str, dict[str, Any]]) -> None:
             ]
             agent = f"{short(one['worst_agent'])} +- {short(one['worst_agent_std'])}"
             words = [mean, bands[0], std, middle, bands[1], f"{worst} ({one['worst_seed']})", agent]
-        cost = (f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}")
-        rows.add_row(escape(label), str(one["seeds"]), *words, *cost)
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 200)  # a file has room
-    console.print(rows)
+        rows.append((label, one["seeds"], *words, f"{one['env_steps']:,}", f"{one['wall_s']:,.1f}"))
+    show_table((head, *columns, "env steps", "seconds"), rows)
 
 
 def short(value: float) -> str:
     """Returns are hundreds in one world and hundredths in another."""
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def note(words: str) -> None:
-    """Brackets of a conf are no markup."""
-    say.print(words, markup=False, soft_wrap=True)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cli.certs import certs
 from cli.demo import demo
 from cli.doctor import doctor
+from cli.keys import conf
 from cli.look import evaluate, plot, table
 from cli.node import check_address, node
 from cli.peer import peer
-from cli.screen import Settings, say
+from cli.screen import Command, Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
+
+if TYPE_CHECKING:
+    from runs.config import RunConfig
+    from runs.directory import RunDirectory
 
 app = typer.Typer(
     add_completion=False,
@@ -30,18 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated reinforcement learning. An error is one sentence; --debug shows where it came from.",
 )
-app.command("eval")(evaluate)
-app.command()(plot)
-app.command()(table)
-app.command()(node)
-app.command()(peer)
-app.command()(certs)
-app.command()(sweep)
-app.command()(demo)
-app.command()(doctor)
+app.command("eval", cls=Command)(evaluate)
+for command in (plot, table, node, peer, certs, sweep, demo, doctor, conf):
+    app.command(cls=Command)(command)
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     conf: Annotated[Path | None, typer.Argument(help="A TOML file; `fedrl conf` lists its keys.")] = None,
     settings: Settings = None,
@@ -59,9 +57,10 @@ def run(
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
     from cli.screen import announce, show, teller
     from core.options import nested, override
-    from runs import plots, trackers
+    from runs import trackers
     from runs.config import configure, from_user
     from runs.directory import RunDirectory, read_toml
+    from runs.report import finish
     from server import engines
     from server.stop import interruptible
 
@@ -78,12 +77,14 @@ def run(
     changes += [f"engine={engine}"] if engine is not None else []
     if resume is not None:
         refuse_other_run(changes)
-    if resume is not None:
         config = configure(override(RunDirectory.open(resume).read_conf(), changes))
+        refuse_finished(config, RunDirectory(resume))
     else:
         config = from_user(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
+    if superlink:
+        engines.reach(superlink, root_certificates)
     if resume is not None:
         directory = RunDirectory.open(resume)
         directory.write_conf(nested(config))
@@ -99,10 +100,7 @@ def run(
     except KeyboardInterrupt:
         say.print(f"stopped at once; what is saved goes on with: fedrl run --resume {directory.path}", soft_wrap=True)
         raise typer.Exit(130) from None
-    records = directory.read_metrics()
-    if any(value is not None for record in records for value in record["return"]):
-        plots.curves(directory.curve, {config.algorithm: records}, f"{config.algorithm} on {config.world.id}")
-        summary["picture"] = str(directory.curve)
+    summary = finish(directory, summary, config.algorithm, config.world.id)
     if as_json:
         print(json.dumps(summary))
     else:
@@ -128,22 +126,19 @@ def refuse_other_run(changes: list[str]) -> None:
             raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
 
 
-@app.command()
-def conf(
-    prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
-) -> None:
-    """Every key that a conf may hold: its default, its range, its sentence."""
-    from core.options import keys
-    from runs.config import assembled
-
-    rows = Table("key", "default", "kind", "range", "meaning", box=None)
-    for key in keys(assembled()):
-        if key.name.startswith(prefix):
-            default = ",".join(map(str, key.default)) if isinstance(key.default, tuple) else str(key.default)
-            rows.add_row(key.name, default, key.kind, key.range, key.sentence)
-    if not rows.row_count:
-        raise Mistake(f"no key begins with '{prefix}'")
-    Console().print(rows)
+def refuse_finished(config: RunConfig, directory: RunDirectory) -> None:
+    """A run that has come to its end, and has saved it, goes on only with another end."""
+    saved, records = directory.saved_rounds(), directory.read_metrics() if directory.weights.exists() else []
+    if not records or (saved and records[-1]["round"] not in saved):
+        return
+    done, lived = records[-1]["round"], records[-1]["steps"]
+    if config.over(done, lived):
+        ends = {"rounds": config.rounds, "steps": config.steps}
+        ways = " or ".join(f"--set {key}=N, N above {end}" for key, end in ends.items() if end)
+        raise Mistake(
+            f"the run in {directory.path} is finished, after {done} rounds and {min(lived)} steps of each agent: to go "
+            f"on, give it a later end ({ways}); fedrl eval, plot and table look at it"
+        )
 
 
 def main() -> None:
@@ -154,7 +149,7 @@ def main() -> None:
         app(arguments)
     except (Mistake, Failure, OSError, MemoryError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         words = "there is not enough memory for this run" if isinstance(error, MemoryError) else str(error)
         say.print(f"[red]fedrl:[/red] {escape(words)}", soft_wrap=True)
         sys.exit(2 if isinstance(error, Mistake) else 1)

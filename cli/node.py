@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from core.errors import Mistake
+from core.errors import Failure, Mistake
 
 
 def node(
@@ -83,10 +84,13 @@ def node(
     if attack:
         from attacks.plan import schedules
 
-        if set(schedules(attack, "--attack")) != {None}:
+        by_agent = schedules(attack, "--attack")
+        if set(by_agent) != {None}:
             raise Mistake(
                 "--attack is for all agents of this node: start another node for those that do something else"
             )
+        if set(by_agent[None].values()) == {"none"}:
+            raise Mistake(f"--attack is '{attack}', which is no attack: name one, or leave --attack away")
         console.print(f"these agents attack: {attack}", markup=False)
 
     # Seconds of imports, after what can be wrong was looked at.
@@ -116,6 +120,7 @@ def node(
         }
         for number, one in doors.items():
             one.check()
+            check_port(f"agent {number}", one.listen or one.address)
             one.tls(number)
         keys = [Key.read(path) for path in key_files(key, numbers)] if key is not None else []
         Node(
@@ -137,6 +142,28 @@ def check_address(option: str, text: str, usual: int) -> None:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise Mistake(f"{option} is HOST:PORT, such as 127.0.0.1:{usual}, not '{text}'")
+
+
+def check_port(who: str, address: str) -> None:
+    """Refuse an address at which nothing can listen here; gRPC itself only logs the reason."""
+    host, _, port = address.rpartition(":")
+    try:
+        places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Failure(f"{who} cannot listen at {address}: {error.strerror}") from None
+    reason = ""
+    for family, kind, protocol, _, place in places:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                return
+        except OSError as error:
+            reason = error.strerror or str(error)
+    raise Failure(
+        f"{who} cannot listen at {address}: {reason}; give another address of this machine, or end the process that "
+        "uses this one"
+    )
 
 
 def door(text: str, place: int) -> str:

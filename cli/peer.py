@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from cli.node import check_port
 from cli.screen import Settings, announce, say
 from core.errors import Mistake
 
 
 def peer(
     conf: Annotated[
-        Path, typer.Argument(help="The TOML file that all peers share; [gossip.roster] says who is where.")
+        Path, typer.Argument(help="The TOML file that all peers share; its table gossip.roster has their addresses.")
     ],
     number: Annotated[int, typer.Option("--id", help="Which peer of the roster this is.", min=0)],
     listen: Annotated[str, typer.Option(help="HOST:PORT to serve at; its address in the roster otherwise.")] = "",
@@ -37,10 +38,14 @@ def peer(
     from runs.config import from_user
     from runs.directory import RunDirectory, read_toml
     from server.stop import interruptible
+    from strategies.messages import is_address
 
     config = from_user(override(read_toml(conf), list(settings or [])))
     refuse(config, number)
-    roster(config)
+    addresses = roster(config)
+    if listen and not is_address(listen):
+        raise Mistake(f"--listen is HOST:PORT, such as 0.0.0.0:9500, not '{listen}'")
+    check_port(f"peer {number}", listen or addresses[number])
     trackers.check(config.wandb)
     path = out or Path("out") / conf.stem / f"peer-{number}"
     directory = RunDirectory(path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
+from typer.core import TyperArgument, TyperCommand
+from typer.models import ArgumentInfo
 
 if TYPE_CHECKING:
     from runs.config import RunConfig
@@ -18,8 +22,25 @@ say = Console(stderr=True, highlight=False)
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put over the conf; may be repeated.")]
 
 
+class Command(TyperCommand):
+    """A command whose positional arguments have their help text.
+
+    typer 0.20 sets the text before it calls click, and click 8.5 then overwrites it with None.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        hints = get_type_hints(self.callback, include_extras=True)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                (about,) = (one for one in get_args(hints[str(parameter.name)]) if isinstance(one, ArgumentInfo))
+                parameter.help = about.help
+
+
 def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
     """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
+
+    from runs.report import describe
 
     return lambda record: live(describe(record, config.rounds, config.steps))
 
@@ -38,37 +59,78 @@ def announce(words: str) -> None:
     say.print(words, markup=False, soft_wrap=True)
 
 
-def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
-    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
-    returns = [value for value in record["return"] if value is not None]
-    middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
-    rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
-    words = [
-        f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
-        f"steps {min(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
-        f"return {middle}",
-        f"{rate:,.0f} steps/s",
-    ]
-    sent = sum(record["bytes_up"]) + sum(record["bytes_down"])
-    if sent:
-        words.append(f"{sent / 1000:,.0f} kB")
-    for name in ("missed", "refused", "left-out"):
-        agents = [str(agent) for agent, count in enumerate(record[name]) if count]
-        if agents:
-            words.append(f"{name}: {', '.join(agents)}")
-    rules = [row for name, row in record.items() if name.startswith("kept.")]
-    dropped = [str(agent) for agent in range(len(record["return"])) if any(row[agent] == 0 for row in rules)]
-    if dropped:
-        words.append(f"dropped: {', '.join(dropped)}")
-    return "  ".join(words)
-
-
 def show(summary: dict[str, Any]) -> None:
-    """The summary as a table."""
+    """Print the summary of a run as a table."""
     if say.is_terminal:
         say.print()
-    rows = Table(show_header=False, box=None)
+    rows = []
     for key, value in summary.items():
-        words = (f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}") if isinstance(value, float) else str(value)
-        rows.add_row(key.replace("_", " "), words)
-    say.print(rows)
+        words = (f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}") if isinstance(value, float) else value
+        rows.append((key.replace("_", " "), words))
+    show_table((), rows, say)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+GAP = "  "  # between columns; no cell holds two spaces in a row
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], to: Console | None = None) -> None:
+    """Print a table on stdout, or on another console, without cutting a word.
+
+    In a pipe or a file, each row is one line. On a terminal, wide columns wrap at spaces, and a table that does not fit
+    even then has a block of lines per row. A cell may be a ``Text`` with a style. An empty cell is printed as a dash:
+    all rows have the same number of columns.
+    """
+    to = to or Console(highlight=False)
+    cells = [[_cell(value) for value in row] for row in rows]
+    table = ([[Text(name or "-", "bold") for name in head]] if head else []) + cells
+    columns = list(zip(*table, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    room = to.width - len(GAP) * (len(columns) - 1) if to.file.isatty() else sum(widths)
+    longest_words = [max(len(word) for cell in column for word in cell.plain.split()) for column in columns]
+    if head and sum(longest_words) > room:
+        lines = (line for row in cells for line in _block(head, row, to.width))
+    else:
+        widths = _narrowed(widths, longest_words, room)
+        lines = (line for row in table for line in _lines(row, widths))
+    for line in lines:
+        line.rstrip()
+        to.print(line, soft_wrap=True)
+
+
+def _cell(value: object) -> Text:
+    """A value on one line: what is between two columns is not within one."""
+    text = value if isinstance(value, Text) else Text("" if value is None else str(value))
+    return Text(" ".join(text.plain.split()) or "-", text.style)
+
+
+def _narrowed(widths: list[int], longest_words: list[int], room: int) -> list[int]:
+    """Take from the widest columns until all fit into the room, or none can be narrower."""
+    widths = list(widths)
+    while sum(widths) > room:
+        wide = [column for column, width in enumerate(widths) if width > longest_words[column]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _lines(row: Sequence[Text], widths: Sequence[int]) -> Iterator[Text]:
+    """The lines of a row; one where no cell is wider than its column."""
+    parts = [_wrapped(cell.plain, width) for cell, width in zip(row, widths, strict=True)]
+    for line in zip_longest(*parts, fillvalue=""):
+        cells = zip(line, row, widths, strict=True)
+        yield Text(GAP).join(Text(part.ljust(width), cell.style) for part, cell, width in cells)
+
+
+def _block(head: Sequence[str], row: Sequence[Text], width: int) -> Iterator[Text]:
+    """A row on a terminal that is too narrow for it: its first cell, and below it a line per further cell."""
+    yield Text(row[0].plain, "bold")
+    for name, cell in zip(head[1:], row[1:], strict=True):
+        for part in _wrapped(f"{name}: {cell.plain}".removeprefix(": "), width - len(GAP)):
+            yield Text(GAP + part, cell.style)
+
+
+def _wrapped(words: str, width: int) -> list[str]:
+    return textwrap.wrap(words, max(width, 1), break_long_words=False, break_on_hyphens=False)

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.look import leaves, note, show_groups
-from cli.screen import Settings, say
+from cli.groups import leaves
+from cli.look import show_groups
+from cli.screen import Settings, announce, say
 from core.errors import Failure, Mistake
+from core.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     from runs.config import RunConfig
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 STOP_S = 120.0  # until interrupted runs have finished their round and saved it
 END_S = 20.0  # until those that were asked twice have stopped the processes that they started
 
+PICTURE = "sweep.png"
 Grid = dict[str, list[str]]
 
 
@@ -63,12 +66,14 @@ def sweep(
     table = override(read_toml(conf), changes)
     table.pop("seed", None)
     directory = out or Path("out") / f"{conf.stem}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_folder(directory)
     known = remembered(directory, table, axes, numbers(seeds))
     combinations = combine(table, known["grid"], conf.stem)
     runs = [Run(one, seed, directory / one.folder / f"seed-{seed}") for one in combinations for seed in known["seeds"]]
     todo = [run for run in runs if not run.finished()]
     try_out({run.of.name: run.of.config for run in todo})
     with alone_in(directory) as lock:
+        check_file(directory / PICTURE, what="the picture")
         remember(directory, table, known)
         failed, interrupted = work(todo, len(runs) - len(todo), jobs or room(combinations), directory, lock)
         found = known | results(directory, runs, picture=not interrupted)
@@ -79,14 +84,14 @@ def sweep(
     elif not interrupted:
         show_groups("combination", found["combinations"])
         if found["picture"]:
-            note(f"drawn: {found['picture']}")
+            announce(f"drawn: {found['picture']}")
     for name, words in failed.items():
-        note(f"failed: {name}: {words} (its log: {directory / name / 'run.log'})")
+        announce(f"failed: {name}: {words} (its log: {directory / name / 'run.log'})")
     if interrupted:
         given = [f"--grid={one}" for one in grid or []] + [f"--set={one}" for one in changes]
         given += [f"--jobs={jobs}"] if jobs else []
         again = shlex.join(["fedrl", "sweep", str(conf), f"--seeds={seeds}", *given, f"--out={directory}"])
-        note(f"interrupted with {found['finished']} of {found['runs']} runs finished; go on with: {again}")
+        announce(f"interrupted with {found['finished']} of {found['runs']} runs finished; go on with: {again}")
         raise typer.Exit(130)
     if failed:
         raise typer.Exit(1)
@@ -281,7 +286,7 @@ def results(directory: Path, runs: Sequence[Run], picture: bool) -> dict[str, An
         combinations[name] = figures.over_seeds(records)
         if judged := [one for one in records.values() if figures.final_return(one) is not None]:
             curves[name] = figures.curve(judged)
-    place = directory / "sweep.png"
+    place = directory / PICTURE
     if picture and curves:
         plots.draw(place, curves, directory.name)
     return {
@@ -324,7 +329,7 @@ def work(todo: Sequence[Run], done: int, jobs: int, directory: Path, lock: int) 
         while waiting or at_work:
             if stop():
                 end_line()
-                note(f"stopping {len(at_work)} runs after their round; once more, and they stop at once")
+                announce(f"stopping {len(at_work)} runs after their round; once more, and they stop at once")
                 for one in at_work:
                     one.process.send_signal(signal.SIGINT)
                 wait(lambda: all(one.process.poll() is not None for one in at_work), STOP_S)
@@ -347,6 +352,8 @@ def work(todo: Sequence[Run], done: int, jobs: int, directory: Path, lock: int) 
 
 def start(run: Run, directory: Path, lock: int) -> Working:
     """A process of its own session, so that Ctrl-C in the terminal reaches only us, and once."""
+    from runs.directory import SAID
+
     words = [sys.executable, "-m", "cli.main", "run"]
     if run.begun():
         words += ["--resume", str(run.path), "--json"]
@@ -356,7 +363,7 @@ def start(run: Run, directory: Path, lock: int) -> Working:
     # One thread: processes whose BLAS threads spin beside each other are slower than one.
     environ = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     run.path.mkdir(parents=True, exist_ok=True)
-    log = run.path / "run.log"
+    log = run.path / SAID
     with log.open("ab") as said:
         before = said.tell()
         try:
@@ -402,7 +409,7 @@ def show(at_work: Sequence[str], failed: Sequence[str], done: int, total: int, t
         # Spaces wipe what a longer line left.
         say.print(f"{line:<{say.width - 1}}", end="\r", overflow="ellipsis", no_wrap=True, markup=False)
     elif line != told:
-        note(line)
+        announce(line)
     return line
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -22,6 +22,8 @@ from strategies import messages
 
 F32 = NDArray[np.float32]
 Asked = Sequence[tuple[int, Message]]
+# Weak: a node lives longer than its sessions, and a closed one holds a fleet with its replay.
+_LAYOUTS: WeakKeyDictionary[Session, int] = WeakKeyDictionary()
 
 
 class Reply(NamedTuple):
@@ -45,11 +47,13 @@ def exchangeable(fleet: Fleet) -> dict[str, NDArray[Any]]:
     return dict(fleet.parts) | {messages.MOMENTS + name: moments.seen for name, moments in fleet.moments.items()}
 
 
-@lru_cache(maxsize=8)
 def layout(session: Session) -> int:
-    """The number of what this session's weights mean; it stays the same for as long as the session lives."""
-    worlds, widths = session.worlds, {name: rows.shape[1] for name, rows in exchangeable(session.fleet).items()}
-    return messages.layout(session.config.algorithm, worlds.observation_space, worlds.action_space, widths)
+    """Return the number of what this session's weights mean; it stays the same for as long as the session lives."""
+    if session not in _LAYOUTS:
+        worlds, widths = session.worlds, {name: rows.shape[1] for name, rows in exchangeable(session.fleet).items()}
+        observations, actions = worlds.observation_space, worlds.action_space
+        _LAYOUTS[session] = messages.layout(session.config.algorithm, observations, actions, widths)
+    return _LAYOUTS[session]
 
 
 def _train(session: Session, asked: Asked) -> list[Reply]:

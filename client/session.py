@@ -38,6 +38,7 @@ class Session(Rows):
         self.fleet: Fleet = make_fleet(config, self.worlds, seeds)
         chosen(config).prepare(config, self.fleet, whole=len(self.numbers) == config.agents)
         self.conduct = conduct(config, self.fleet, self.numbers)
+        self.round_work = self.fleet.usual_work if config.work is None else config.work
         self.judges = None
         if config.evaluate_episodes:
             judged = replace(config.world, copies=config.evaluate_episodes, workers=0)

@@ -20,6 +20,8 @@ from core.errors import Mistake
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+# How None is written: the value of a whole number that the program chooses itself.
+AUTO = "auto"
 
 
 def option(
@@ -32,14 +34,16 @@ def option(
     choices: tuple[str, ...] = (),
     registered: str = "",
     number_too: bool = False,
+    json_too: bool = False,
 ) -> Any:
     """Return a field of a configuration dataclass: ``low`` and ``high`` are allowed, ``above`` is not.
 
     ``registered`` is a kind of the registry whose names are allowed besides ``choices``. ``number_too``: a text that
-    may be given as a number, for a key that is a word or a number.
+    may be given as a number, for a key that is a word or a number. ``json_too``: a text that may be given as a list or
+    a table; it is kept as JSON.
     """
     meta = {"sentence": sentence, "low": low, "high": high, "above": above, "choices": choices}
-    meta |= {"number_too": number_too, "registered": registered}
+    meta |= {"number_too": number_too, "json_too": json_too, "registered": registered}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -80,6 +84,8 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
     meta = field.metadata
     if meta.get("number_too") and isinstance(value, int | float) and not isinstance(value, bool):
         value = repr(value)
+    if meta.get("json_too") and isinstance(value, list | Mapping):
+        value = _as_json(full, value)
     value = _converted(full, wanted, value)
     if (allowed_words := choices(meta)) and value not in allowed_words:
         near = difflib.get_close_matches(str(value), allowed_words, n=1)
@@ -94,6 +100,8 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
 
 def _converted(full: str, wanted: Any, value: Any) -> Any:
     """``value`` as the declared type; texts come from the command line and from Flower's flat run_config."""
+    if wanted == int | None:
+        return None if value == AUTO else _whole(full, value)
     if wanted == tuple[int, ...]:
         parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
         if isinstance(parts, int):
@@ -142,6 +150,22 @@ def choices(meta: Mapping[str, Any]) -> tuple[str, ...]:
     return (*meta.get("choices", ()), *(registry.names(kind) if kind else ()))
 
 
+def _as_json(full: str, value: Any) -> str:
+    """A list or a table as the text that Flower's flat run_config can hold."""
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, RecursionError):  # TOML has dates, JSON has none
+        raise Mistake(f"'{full}' holds lists, tables, numbers and texts, not {value!r}") from None
+
+
+def _whole(full: str, value: Any) -> int:
+    """A whole number for a key that may be ``auto`` as well."""
+    try:
+        return int(_converted(full, int, value))
+    except Mistake:
+        raise Mistake(f"'{full}' is {_KINDS[int]} or {AUTO}, not {value!r}") from None
+
+
 def _inside(number: float, meta: Mapping[str, Any]) -> bool:
     low, high, above = meta.get("low"), meta.get("high"), meta.get("above")
     return (low is None or number >= low) and (high is None or number <= high) and (above is None or number > above)
@@ -168,7 +192,7 @@ def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]
         elif isinstance(value, dict):
             flat[key] = json.dumps(value) if value else ""
         else:
-            flat[key] = value
+            flat[key] = AUTO if value is None else value
     return flat
 
 
@@ -179,6 +203,7 @@ def nested(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             value = nested(value)
+        value = AUTO if value is None else value
         made[dashed(field.name)] = list(value) if isinstance(value, tuple) else value
     return made
 
@@ -233,6 +258,7 @@ class Key:
     default: Any
     range: str
     sentence: str
+    choices: tuple[str, ...] = ()
 
 
 def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
@@ -244,8 +270,10 @@ def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
             yield from keys(wanted, name + ".")  # type: ignore[arg-type]
             continue
         default = field.default if field.default is not MISSING else {}
+        default = AUTO if default is None else default
         kinds: dict[Any, str] = {
             tuple[int, ...]: "list of int", tuple[str, ...]: "list of str", dict[str, Any]: "table",
+            int | None: "int or auto",
         }  # fmt: skip
-        label = kinds.get(wanted, getattr(wanted, "__name__", ""))
-        yield Key(name, label, default, allowed(field), field.metadata.get("sentence", ""))
+        label, meta = kinds.get(wanted, getattr(wanted, "__name__", "")), field.metadata
+        yield Key(name, label, default, allowed(field), meta.get("sentence", ""), choices(meta))

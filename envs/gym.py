@@ -43,7 +43,7 @@ def make_one(config: WorldConfig, render: bool = False, spec: str | EnvSpec = ""
         )
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "mujoco" if "mujoco" in str(error).lower() else ""
-        hint = f"pip install 'fedrl[{extra}]' (or pip install -e '.[{extra}]' in a checkout)" if extra else str(error)
+        hint = f"pip install -e '.[{extra}]' in the checkout of fedrl" if extra else str(error)
         why = f" ({error.__cause__})" if error.__cause__ else ""
         raise Mistake(f"the world '{config.id}' needs a package that is missing{why}: {hint}") from None
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, ImportError) as error:

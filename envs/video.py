@@ -29,11 +29,7 @@ def record(
     recording worlds of its own.
     """
     path = Path(path)
-    write = {".mp4": _mp4, ".gif": _gif}.get(path.suffix.lower())
-    if write is None:
-        raise Mistake(f"a recording ends in .mp4 or .gif, '{path.name}' does not")
-    if write is _mp4 and find_spec("imageio_ffmpeg") is None:
-        raise Mistake("a recording in .mp4 needs imageio-ffmpeg, which is not installed here: take .gif, or install it")
+    write = writer(path)
     if not 0 <= agent < worlds.agents:
         raise Mistake(f"there is no agent {agent} to film; there are {worlds.agents}, numbered from 0")
     if episodes < 1:
@@ -50,6 +46,16 @@ def record(
         with suppress(OSError):
             partial.unlink(missing_ok=True)
     return returns
+
+
+def writer(path: Path) -> Callable[[Path, Iterator[Picture], int], None]:
+    """Return the function that writes a recording of this name; refuse a name or a codec that does not work here."""
+    write = {".mp4": _mp4, ".gif": _gif}.get(path.suffix.lower())
+    if write is None:
+        raise Mistake(f"a recording ends in .mp4 or .gif, '{path.name}' does not")
+    if write is _mp4 and find_spec("imageio_ffmpeg") is None:
+        raise Mistake("a recording in .mp4 needs imageio-ffmpeg, which is not installed here: take .gif, or install it")
+    return write
 
 
 def _pictures(

@@ -55,6 +55,11 @@ class Control:
     ) -> None:
         self.channel.close()
 
+    def reach(self) -> None:
+        """Raise ``Failure`` unless the SuperLink answers us."""
+        with self.answered():
+            self.stub.ListRuns(ListRunsRequest(limit=1), timeout=CALL_S)
+
     def submit(self, project: Path, config: Mapping[str, bool | int | float | str]) -> int:
         """Submits the Flower app in ``project`` with values put over its configuration. Returns the run's number."""
         content = bundle(project)

@@ -34,6 +34,8 @@ QUIET = {
 # Who started a SuperLink: process id, and a number. SuperExec and the ServerApps inherit it; each moves to a session of
 # its own, so a process group would not find them.
 MARK = "FEDRL_STARTED_BY"
+# The file, below FLWR_HOME, that the SuperLink of a local simulation logs to.
+LOCAL_LOG = "local-superlink/superlink.log"
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,29 @@ def marked(mark: str) -> set[int]:
 
 def marks() -> dict[int, str]:
     """Every process of ours that descends from a SuperLink, and its mark."""
-    found = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile, or is somebody else's
-            for entry in (directory / "environ").read_bytes().split(b"\0"):
-                if entry.startswith(f"{MARK}=".encode()):
-                    found[int(directory.name)] = entry.partition(b"=")[2].decode()
-    return found
+    found = {process: environment(process).get(MARK) for process in all_processes()}
+    return {process: mark for process, mark in found.items() if mark is not None}
+
+
+def background() -> dict[int, dict[str, str]]:
+    """Return the environment of every local SuperLink of ours that `flwr run` has started and left, by process id."""
+    lines = {process: command(process) for process in all_processes()}
+    left = [process for process, line in lines.items() if "flower-superlink" in line and LOCAL_LOG in line]
+    return {process: environ for process in left if (environ := environment(process))}
+
+
+def all_processes() -> list[int]:
+    """The ids of all processes; none where there is no /proc."""
+    return [int(directory.name) for directory in Path("/proc").glob("[0-9]*")]
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment that a process began with; empty when it has ended, or belongs to somebody else."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 def command(pid: int) -> str:

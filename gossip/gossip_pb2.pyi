@@ -89,7 +89,7 @@ class Envelope(_message.Message):
     def __init__(self, version: _Optional[int] = ..., run: _Optional[int] = ..., sender: _Optional[int] = ..., incarnation: _Optional[int] = ..., recipient: _Optional[int] = ..., recipient_incarnation: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
 
 class Greeting(_message.Message):
-    __slots__ = ("envelope", "state", "conf", "app", "counts_you", "began_without_you", "status", "apart", "held_up")
+    __slots__ = ("envelope", "state", "conf", "app", "counts_you", "began_without_you", "status", "apart", "held_up", "taken")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     CONF_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class Greeting(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     APART_FIELD_NUMBER: _ClassVar[int]
     HELD_UP_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     state: State
     conf: int
@@ -108,7 +109,8 @@ class Greeting(_message.Message):
     status: Status
     apart: bool
     held_up: int
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., state: _Optional[_Union[State, str]] = ..., conf: _Optional[int] = ..., app: _Optional[str] = ..., counts_you: _Optional[bool] = ..., began_without_you: _Optional[bool] = ..., status: _Optional[_Union[Status, str]] = ..., apart: _Optional[bool] = ..., held_up: _Optional[int] = ...) -> None: ...
+    taken: int
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., state: _Optional[_Union[State, str]] = ..., conf: _Optional[int] = ..., app: _Optional[str] = ..., counts_you: _Optional[bool] = ..., began_without_you: _Optional[bool] = ..., status: _Optional[_Union[Status, str]] = ..., apart: _Optional[bool] = ..., held_up: _Optional[int] = ..., taken: _Optional[int] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("envelope", "sequence", "round", "layout", "width", "offset", "data", "share", "word")

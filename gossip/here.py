@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +88,26 @@ class Tls:
         return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
 
 
+class Report:
+    """Tells people what happened.
+
+    A note that cannot be written, as on a full disk, ends no thread. The first such note goes to standard error.
+    """
+
+    def __init__(self, number: int, say: Callable[[str], None]) -> None:
+        self._number, self._say, self._failed = number, say, False
+
+    def __call__(self, words: str) -> None:
+        try:
+            self._say(words)
+        except Exception as error:
+            failed, self._failed = self._failed, True
+            if not failed:
+                with suppress(OSError, ValueError):  # standard error may be closed, or on the same disk
+                    text = f"peer {self._number}: a note cannot be written ({error}); the first such note: {words}"
+                    print(text, file=sys.stderr, flush=True)
+
+
 @dataclass
 class Here:
     """Shared by the threads of one peer: read and written while ``changed`` is held, but for what never changes."""
@@ -105,6 +127,7 @@ class Here:
     reasons: Counter[str] = field(default_factory=Counter)  # refusals by name
     counts: Counter[str] = field(default_factory=Counter)  # since they were last asked for
     published: tuple[int, F32] | None = None  # a round, and what newcomers are told of it
+    closed: bool = False  # it has added up for the last time: no share is taken, or given up, any more
     closing: bool = False
     _said: set[tuple[int, str]] = field(default_factory=set)
 

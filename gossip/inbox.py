@@ -62,6 +62,7 @@ class Inbox:
     largest: float
     network: int
     last: int = 0  # sequence number of the last vector that was taken or given up
+    taken: int = 0  # sequence number of the last share that was taken, unless it was given up
     shares: list[Parcel] = field(default_factory=list)  # not used yet
     owed: list[Parcel] = field(default_factory=list)  # used, then taken back by their sender: to be given up
     words: list[Parcel] = field(default_factory=list)  # not heard yet; final ones until their round is over
@@ -73,21 +74,21 @@ class Inbox:
 
     def begin_anew(self) -> None:
         """Its sender has died, and lives again: what came from it is ours, and nobody takes it back."""
-        self.last, self._newest, self.words = 0, None, []
+        self.last, self.taken, self._newest, self.words = 0, 0, None, []
         self._drop()
 
-    def take(self, piece: pb.Piece, here: int, apart: bool = False) -> tuple[pb.Status, Parcel | None]:
+    def take(self, piece: pb.Piece, here: int, shut: bool = False) -> tuple[pb.Status, Parcel | None]:
         """What becomes of a piece, while we are in round ``here``; and the vector, when it is whole and new.
 
-        A share waits here until it is ``due``, and who stands ``apart`` takes none; a word is handed out, to be kept in
-        ``words`` if it is not too late.
+        A share waits here until it is ``due``; none is taken while the inbox is ``shut``. A word is handed out, to be
+        kept in ``words`` if it is not too late.
         """
         if piece.sequence <= self.last:
             return pb.STATUS_DUPLICATE, None
         if piece.sequence > self.last + 1:
             return pb.STATUS_OUT_OF_ORDER, None
         about = piece.word if piece.HasField("word") else None
-        room = len(self.words) < WORDS if about is not None else not apart
+        room = len(self.words) < WORDS if about is not None else not shut
         if piece.round > here + AHEAD or not room:
             return pb.STATUS_HOLD, None
         status, row = self._joined(piece)
@@ -101,18 +102,22 @@ class Inbox:
         self.last, self._newest = piece.sequence, None
         if about is not None:
             return pb.STATUS_TAKEN, Parcel(piece.round, row, word=Word(about.tag, about.turn, about.final))
+        self.taken = piece.sequence
         parcel = self._newest = Parcel(piece.round, row, weight, scant=piece.share.scant)
         self._wait(parcel, here)
         return pb.STATUS_TAKEN, parcel
 
-    def give_up(self, sequence: int) -> pb.Status:
-        """Its sender has taken a vector back."""
+    def give_up(self, sequence: int, closed: bool = False) -> pb.Status:
+        """Its sender has taken a vector back. A peer that has ``closed`` its books keeps a share that is in them."""
         if sequence == self.last + 1:
             self.last = sequence  # it never came whole, and is not to come any more
             self._drop()
         elif sequence != self.last:
             return pb.STATUS_OUT_OF_ORDER
         elif self._newest is not None:
+            if closed:
+                return pb.STATUS_DUPLICATE
+            self.taken = 0
             waiting = [one for one in self.shares if one is not self._newest]
             if len(waiting) == len(self.shares):
                 self.owed.append(self._newest)

@@ -58,9 +58,11 @@ class Link:
         self._outbox: deque[Parcel] = deque()
         self._sequence, self._tried = 1, False  # of the first in the outbox, and whether it may have arrived
         self._withdraw = 0  # the sequence number that the peer must be told to give up; 0: none
+        self._withdrawn: Parcel | None = None  # the share of that number
         self._shared, self._withholds = -1, False  # its round at the last share, and whether it is sent none for now
         self._claimed = self._disproved = 0  # a life that somebody claims for it, and one that it was found not to live
         self._reached, self._contact, self._greeted, self._greet_now = False, 0.0, 0.0, True
+        self._met: frozenset[type[Exception]] = frozenset()  # kinds of unexpected errors that were reported
         self._channel, self.stub = self._open()
         self._thread = threading.Thread(target=self._run, name=f"to peer {number}", daemon=True)
 
@@ -69,7 +71,8 @@ class Link:
 
     def close(self, deadline: float) -> None:
         """After ``here.closing`` was set: the thread says goodbye, and ends; by then, whatever it waits for."""
-        self._thread.join(max(deadline - time.monotonic(), 0.0))
+        if self._thread.is_alive():  # a peer that could not listen has started no thread
+            self._thread.join(max(deadline - time.monotonic(), 0.0))
         if self._channel is not None:
             self._channel.close()
 
@@ -111,6 +114,11 @@ class Link:
         return bool(self._outbox or self._withdraw)
 
     @property
+    def unsettled(self) -> bool:
+        """Whether the peer has still to be told what was taken back, and can be."""
+        return self._reached and self._withdraw != 0
+
+    @property
     def waits(self) -> bool:
         """Whether it is held up in the round that it is in."""
         return self.held_up >= self.round > 0
@@ -144,6 +152,8 @@ class Link:
         """What was not answered is ours again; what may have arrived must be given up there."""
         if self._outbox and self._tried:
             self._withdraw, self._sequence, self._tried = self._sequence, self._sequence + 1, False
+            first = self._outbox[0]
+            self._withdrawn = first.kept if first.word is None else None
         self._empty()
 
     def greet_soon(self) -> None:
@@ -158,6 +168,7 @@ class Link:
             envelope=here.envelope(self.number, life), state=here.state, conf=here.identity.conf, app=here.identity.app,
             counts_you=self.there and not (self._withholds or self.useless), apart=here.apart, held_up=here.held_up,
             began_without_you=begun and here.founders.get(self.number) != life,
+            taken=self.inbox.taken if life == self.life else 0,
         )  # fmt: skip
 
     def learn(self, greeting: pb.Greeting) -> None:
@@ -171,6 +182,7 @@ class Link:
             self.take_back()  # it would hold our shares for as long as it says nothing
         self.apart = greeting.apart
         if greeting.state == pb.STATE_LEAVING and self._reached:
+            self._settle(greeting.taken)
             self._gone("has left")
         self.refresh()
 
@@ -201,6 +213,9 @@ class Link:
                 self._failed(words(error))
                 again = True
             except ValueError:  # the channel was closed
+                again = True
+            except Exception as error:  # without its thread a peer would count as there for ever
+                self._failed(self._unexpected(error))
                 again = True
             pause = min(max(2 * pause, AGAIN_S), LONGEST_S) if again else 0.0
         with self.here.changed:
@@ -242,7 +257,8 @@ class Link:
             self._claimed = 0
             if life != self.life:
                 self._meet(life)
-            self._reached, self._contact, self.trouble = answer.state != pb.STATE_LEAVING, time.monotonic(), ""
+            self._contact, self.trouble = time.monotonic(), ""
+            self._reached |= answer.state != pb.STATE_LEAVING
             self.learn(answer)
         return False
 
@@ -268,7 +284,8 @@ class Link:
         self._empty()
         self.inbox.begin_anew()
         self.slow, self.held_up, self.behind, self._shared, self._withholds = False, 0, 0, -1, False
-        self.life, self.round, self._sequence, self._tried, self._withdraw = life, 0, 1, False, 0
+        self.life, self.round, self._sequence, self._tried = life, 0, 1, False
+        self._withdraw, self._withdrawn = 0, None
 
     def _give(self) -> bool:
         """Send the first of the outbox, piece by piece."""
@@ -312,10 +329,11 @@ class Link:
             pb.Withdrawal(envelope=envelope, sequence=sequence), timeout=self.here.patience.call
         )
         with self.here.changed:
-            if not self._answered(receipt, envelope) or receipt.status != pb.STATUS_GIVEN_UP:
+            kept = receipt.status == pb.STATUS_DUPLICATE  # the peer has added up for the last time
+            if not self._answered(receipt, envelope) or not (kept or receipt.status == pb.STATUS_GIVEN_UP):
                 return True
             if self._withdraw == sequence:
-                self._withdraw = 0
+                self._settle(sequence if kept else 0)
             self.refresh()
         return False
 
@@ -331,6 +349,15 @@ class Link:
         self.is_in(receipt.round)
         return True
 
+    def _unexpected(self, error: Exception) -> str:
+        """Report an error that a link should not meet, once for each kind; returns its words."""
+        kind, words = type(error), f"{type(error).__name__}: {error}"
+        with self.here.changed:
+            new, self._met = kind not in self._met, self._met | {kind}
+        if new:
+            self.here.say(f"the link to peer {self.number} failed: {words}")
+        return words
+
     def _failed(self, trouble: str) -> None:
         """A call brought nothing: after some time of this the peer is dead to us."""
         with self.here.changed:
@@ -338,6 +365,14 @@ class Link:
             if self._reached and time.monotonic() - self._contact > self.here.patience.dead:
                 self._gone(f"is gone: {trouble}")
             self.refresh()
+
+    def _settle(self, taken: int) -> None:
+        """No answer to the share on its way is needed any more: the peer has taken it if it has this number."""
+        if self._withdraw and self._withdraw == taken and self._withdrawn is not None:
+            self.inbox.owed.append(self._withdrawn)  # we have it again, and must not
+        if self._outbox and self._sequence == taken:
+            self._outbox.popleft()
+        self._withdraw, self._withdrawn, self._tried = 0, None, False
 
     def _gone(self, how: str) -> None:
         if self.takes_part and self.here.state == pb.STATE_LEARNING:

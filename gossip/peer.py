@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client.answers import layout
+from client.pace import cut
 from client.session import Session
 from core import registry
 from core.errors import Mistake
@@ -59,6 +60,8 @@ def peer(
     tls = Tls.read(Path(folder), number) if folder else None
     with closing(Session(config, [number])) as session:
         wire = wired(config, session, addresses, tls, say, stop)
+        for words in [] if directory.begun else cut(config, session):
+            say(words)
         with serving(wire, listen) as port:
             say(f"peer {number} of {config.agents} serves at {listen.rpartition(':')[0]}:{port}")
             return gossip(config, session, wire, directory, tell, stop)

@@ -129,7 +129,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             return self._receipt(self.here.refuse(pb.STATUS_MALFORMED, link.number))
         with self.here.changed:
             link.is_in(message.envelope.round)
-            status, parcel = link.inbox.take(message, self.here.round, self.here.apart)
+            status, parcel = link.inbox.take(message, self.here.round, self.here.apart or self.here.closed)
             if parcel is not None:
                 self.here.counts["bytes_down"] += parcel.nbytes
                 link.slow = link.slow and self.here.in_vain(parcel.round)
@@ -141,7 +141,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _withdraw(self, message: pb.Withdrawal, link: Link | None, status: pb.Status) -> Message:
         if link is not None and status == pb.STATUS_TAKEN:
             with self.here.changed:
-                status = link.inbox.give_up(message.sequence)
+                status = link.inbox.give_up(message.sequence, self.here.closed)
             self.here.count(status, link.number)
         return self._receipt(status)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from core.errors import Failure
 from gossip import gossip_pb2 as pb
-from gossip.here import Here, Identity, Patience, Tls
+from gossip.here import Here, Identity, Patience, Report, Tls
 from gossip.inbox import AHEAD, Parcel, Word
 from gossip.link import Link
 from gossip.mixing import share
@@ -26,6 +26,7 @@ from strategies.medium import F32, F64, Bools, Forged, Received
 COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "duplicates", "stale", "held", "kept", "returned")
 CLOSE_S = 2.0  # for saying goodbye
 FLUSH_S = 5.0  # for what is on its way to be answered, when this peer is told to stop
+SETTLE_S = 1.0  # for the others to give up what was not answered by then
 
 
 class Wire:
@@ -53,7 +54,7 @@ class Wire:
         self.after = after
         self.peers: Sequence[int] = [identity.number]
         self.network, self.topology, self.patience, self.stop = identity.network, topology, patience, stop
-        self.here = Here(identity, patience, largest, tls, say)
+        self.here = Here(identity, patience, largest, tls, Report(identity.number, say))
         self.links = {
             number: Link(self.here, number, address)
             for number, address in sorted(roster.items())
@@ -157,7 +158,8 @@ class Wire:
     def finish(self, x: F32, y: F64) -> tuple[F32, F64]:
         """All rounds are done: hand over what is on its way, wait for the others, and add up what came last.
 
-        Who was asked to stop waits for nobody: the others go on without this peer.
+        Who was asked to stop waits for nobody: the others go on without this peer. No share is taken from the last
+        addition on: a share that comes later stays its sender's, or it would be in no checkpoint.
         """
         here, links = self.here, list(self.links.values())
         end = time.monotonic() + self.patience.end
@@ -176,6 +178,8 @@ class Wire:
                 self._until(lambda: all(one.state == finished for one in links if one.there) or self.stop(), end)
             for link in links:
                 link.take_back()
+            self._until(lambda: not any(link.unsettled for link in links), time.monotonic() + SETTLE_S)
+            here.closed = True
             if not x.shape[1]:
                 return x, y
             return self._added(x.shape[1], [(self.peers[0], Parcel(here.round, x[0], float(y[0])))], math.inf)

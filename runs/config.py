@@ -53,10 +53,10 @@ class RunConfig:
     )
     agents: int = option(1, "K: how many agents learn side by side.", low=1)
     seed: int = option(0, "The root of every random number of the run.", low=0)
-    work: int = option(
-        10,
-        "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches. "
-        "0: none, to see what a round costs.",
+    work: int | None = option(
+        None,
+        "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches. auto: 10; "
+        "for td3 the longest episode in every copy, 1000 steps at least. 0: none, to see what a round costs.",
         low=0,
     )
     evaluate_episodes: int = option(10, "Episodes per agent that judge it after a round; 0: training judges.", low=0)
@@ -77,13 +77,18 @@ class RunConfig:
         "Worlds that no agent trains in, by name: tables of what differs from 'world'. Judgements are also made there.",
     )
     rounds: int = option(0, "Rounds after which the run ends; 0: only 'steps' counts.", low=0)
-    steps: int = option(100_000, "Environment steps of each agent after which it ends; 0: only 'rounds' counts.", low=0)
+    steps: int = option(
+        100_000,
+        "Environment steps of an agent after which the run ends, as soon as half of the agents have taken them (or as "
+        "many as a quorum, if that is fewer); 0: only 'rounds' counts.",
+        low=0,
+    )
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
     checkpoints: int = option(3, "How many checkpoints are kept, besides the best one.", low=1)
-    settle_every: int = option(
-        1,
+    settle_every: int | None = option(
+        None,
         "Rounds after which episodes end in worlds whose state cannot be saved (all but CartPole and Pendulum). "
-        "A run resumed after such a round equals one that was not stopped.",
+        "A run resumed after such a round equals one that was not stopped. auto: 1, or as many as the longest episode.",
         low=1,
     )
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")

@@ -21,6 +21,7 @@ from core.errors import Failure, Mistake
 from core.rows import Array
 from runs import checkpoints
 
+SAID = "run.log"  # what a run of a sweep prints; it lies there before the run begins
 _ROUND = re.compile(r"[0-9]{1,12}")  # as a checkpoint names it
 
 
@@ -31,17 +32,23 @@ class RunDirectory:
         self.path = path
         self.conf, self.metrics, self.checkpoints = path / "conf.toml", path / "metrics.jsonl", path / "checkpoints"
         self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
+        self.summary = path / "summary.json"
         self._name, self._stop, self._notes = path / "name", path / "stop", path / "events.log"
         self._word, self._lock = path / "last-words.json", path / "lock"
 
     @classmethod
     def create(cls, path: Path, conf: Mapping[str, Any]) -> RunDirectory:
-        """A new directory; one that already holds a run is refused, so that nothing is lost."""
+        """Make the directory of a new run. A folder that holds anything is refused, so that nothing is lost."""
         run = cls(path)
         if run.metrics.exists():
             raise Mistake(f"{path} already holds a run; continue it with --resume {path}, or choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if others := sorted(file.name for file in path.iterdir() if file.name != SAID):
+                raise Mistake(
+                    f"{path} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}): a run "
+                    "needs a new or an empty folder, so choose another --out"
+                )
             run.write_conf(conf)
             run.metrics.write_text("")
             # A name for life: directories move, and machines that hold its agents do not know them.
@@ -120,6 +127,10 @@ class RunDirectory:
         if self._word.exists():
             said = json.loads(_text(self._word))
             raise (Mistake if said["kind"] == "mistake" else Failure)(said["words"])
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write what the run came to."""
+        _replace(self.summary, json.dumps(_clean(summary), indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One more line of metrics."""

@@ -75,7 +75,8 @@ class Ledger:
 
     def trained(self, got: Mapping[int, Trained]) -> None:
         for agent, reply in got.items():
-            self.lived[agent] = reply.lived
+            # Counted here, as ``reply.lived`` may be any number; ``steps`` were checked against the order.
+            self.lived[agent] += reply.steps
             sizes = {name: row.nbytes for name, row in reply.parts.items()}
             self._counts["bytes_up"][agent] += sum(sizes.values())
             self._add("up", sizes)
@@ -132,16 +133,17 @@ def truth(record: Mapping[str, Any], liars: Collection[int]) -> dict[str, float]
 
     ``precision``: of the agents that were dropped, the share that lied. ``recall``: of those that lied, the share that
     was dropped. ``honest-drop``: of those that did not, the share that was dropped, and ``honest-dropped``: whether any
-    was. Every part counts for itself. Who never reached the rule (silent, refused) counts nowhere, and what would be a
-    share of nobody is left out.
+    was. Every part counts for itself. An agent whose reply never reached the rule (silent, refused) counts nowhere. A
+    share of nobody is left out. So is ``precision`` where no lie reached the rule: 0 would blame the filter for lies
+    that it could not find.
     """
     said = [(agent, kept) for name, row in record.items() if name.startswith("kept.") for agent, kept in enumerate(row)]
     lies = [not kept for agent, kept in said if kept is not None and agent in liars]
     honest = [not kept for agent, kept in said if kept is not None and agent not in liars]
     found = {}
-    if dropped := sum(lies) + sum(honest):
-        found["precision"] = sum(lies) / dropped
     if lies:
+        if dropped := sum(lies) + sum(honest):
+            found["precision"] = sum(lies) / dropped
         found["recall"] = sum(lies) / len(lies)
     if honest:
         found |= {"honest-drop": sum(honest) / len(honest), "honest-dropped": float(any(honest))}

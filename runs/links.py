@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import Mistake
+from core.outputs import check_file
 from runs.figures import F64, Records, positions, series
 from runs.plots import PICTURES
 
@@ -95,8 +96,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _pyplot(path: Path):  # type: ignore[no-untyped-def]
-    if path.suffix not in PICTURES:
-        raise Mistake(f"a picture ends in {', '.join(PICTURES)}, not '{path.name}'")
+    check_file(path, PICTURES, "the picture")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.errors import Mistake
+from core.outputs import check_file
 from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean, plain_mean
 
 LONG = 45  # letters of a name: a legend of longer ones hides the curves
+WIDE = 80  # letters of a line that fits below the curves
 PICTURES = (".png", ".pdf", ".svg")
 AXES = {
     "steps": "environment steps per agent",
@@ -36,14 +38,15 @@ def draw(
 
     ``mean``: the mean, with its 90% bootstrap band.
     """
-    if path.suffix not in PICTURES:
-        raise Mistake(f"a picture ends in {', '.join(PICTURES)}, not '{path.name}'")
+    check_file(path, PICTURES, "the picture")
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    beneath = max(map(len, found)) > LONG  # a legend that would hide the curves
+    lines = 1
     many = plt.get_cmap("turbo")
     middle, level = (plain_mean, 0.9) if mean else (interquartile_mean, 0.95)
     for index, (name, one) in enumerate(found.items()):
@@ -52,6 +55,8 @@ def draw(
             axes.plot(one.at, row, color=colour, alpha=0.25, linewidth=0.8)
         # A mark where there is one point: a line through it cannot be seen.
         marker, label = "o" if len(one.at) == 1 else "", f"{name} ({len(one.rows)} {one.of})"
+        label = textwrap.fill(label, WIDE) if beneath else label
+        lines += label.count("\n") + 1
         axes.plot(one.at, middle(one.rows), color=colour, linewidth=2, marker=marker, label=label)
         if len(one.rows) > 1:
             low, high = bootstrap_band(one.rows, level, middle=middle)
@@ -60,10 +65,10 @@ def draw(
     axes.grid(alpha=0.3)
     words = f"{'mean' if mean else 'interquartile mean'}, {level:.0%} bootstrap"
     size = None if len(found) <= 5 else "x-small"
-    if max(map(len, found)) <= LONG:
-        axes.legend(loc="best", title=words, fontsize=size)
-    else:  # beneath the curves, which it would hide
-        figure.set_figheight(4.5 + 0.25 * (len(found) + 1))
+    if beneath:
+        figure.set_figheight(4.5 + 0.25 * lines)
         figure.legend(loc="outside lower center", title=words, fontsize=size or "small")
+    else:
+        axes.legend(loc="best", title=words, fontsize=size)
     figure.savefig(path, dpi=120)
     plt.close(figure)

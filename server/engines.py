@@ -15,6 +15,7 @@ from typing import Any
 
 import tomli_w
 
+from client.pace import cut
 from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
 from core.options import nested
@@ -59,6 +60,12 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
     return Session(config, None if config.engine in ("local", "gossip") else [0])
 
 
+def reach(superlink: str, roots: Path | None) -> None:
+    """Raise ``Failure`` where no SuperLink answers, before a run directory is made for a run that cannot begin."""
+    with Control(superlink, roots) as control:
+        control.reach()
+
+
 def run(
     config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int = 0,
     superlink: str = "", roots: Path | None = None,
@@ -69,9 +76,15 @@ def run(
     ``superlink`` is the control API of one that serves already; otherwise the engine grpc starts its own.
     """
     directory.go_on()
+    serverless = config.engine == "gossip" or (chosen(config).serverless and config.engine == "local")
+    warnings = cut(config, session) if serverless else []  # a server warns by itself
+    for words in warnings:
+        if not any(known.endswith(words) for known in directory.notes()):
+            directory.note(words)
+            say(words)
     if config.engine == "gossip":
-        return run_gossip(config, directory, tell, say, stop)
-    if chosen(config).serverless and config.engine == "local":
+        return run_gossip(config, directory, tell, say, stop, warnings)
+    if serverless:
         return gossip(config, session, network(config, session), directory, tell, stop)
     if config.engine == "local":
         return federate(config, LocalGrid(session), directory, session, tell, stop, say)
@@ -180,8 +193,13 @@ def _submit(
     return found | {"run_dir": str(directory.path), "interrupted": not finished}
 
 
-def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop) -> Record:
-    """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run."""
+def run_gossip(
+    config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, warnings: Sequence[str] = ()
+) -> Record:
+    """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run.
+
+    ``warnings`` are known to people already: peers that repeat them are not shown.
+    """
     from flower.launch import free_port, processes, running, send, start_peer
 
     place = directory.path.resolve()
@@ -203,7 +221,8 @@ def run_gossip(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say,
             for peer, part in enumerate(together.parts):
                 for words in part.notes()[said[peer] :]:
                     said[peer] += 1
-                    say(f"peer {peer}: {words}")
+                    if not any(words.endswith(known) for known in warnings):
+                        say(f"peer {peer}: {words}")
             for peer, process in enumerate(started):
                 if peer not in failed and process.returncode not in (None, 0, ENDED_EARLY):
                     failed[peer] = (logs[peer].read_text(errors="replace").strip().splitlines() or ["no word"])[-1]

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from attacks.plan import Plan
+from client.pace import cut, settle_every
 from client.session import Session
 from core.errors import Mistake
 from core.options import flatten
@@ -96,7 +97,9 @@ def _federate(
         directory.note(words)
         say(words)
 
-    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, both)
+    # Agents of some strategies take an inner loop of steps whose number only they know.
+    bounds = session.fleet.bounds if chosen(config).bounded else None
+    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, both, bounds)
     number = int(meta.get("round", 0))
     directory.rewind(number)
     if meta:
@@ -111,17 +114,17 @@ def _federate(
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
-    gained, plan = [0] * config.agents, Plan(config.attack, config.agents)
+    gained, settle, plan = [0] * config.agents, settle_every(config, session), Plan(config.attack, config.agents)
     with closing(trackers), closing(Unseen(config, session)) as unseen:
         try:
-            for words in [] if number else chosen(config).warnings(config):
+            for words in [] if number else chosen(config).warnings(config) + cut(config, session):
                 both(words)
             rounds.gather_parties()
             while not (config.over(number, ledger.lived) or stop()):
                 this, lived = number + 1, list(ledger.lived)
                 last = config.over(this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
-                    "settle": strategy.passes(this, config.settle_every),
+                    "settle": strategy.passes(this, settle),
                     "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
                 judge = strategy.passes(this, config.federation.evaluate_every) or last

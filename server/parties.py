@@ -24,6 +24,10 @@ class SessionParties:
         return layout(self.session)
 
     @property
+    def work(self) -> int:
+        return self.session.round_work
+
+    @property
     def parts(self) -> list[str]:
         return list(self.session.fleet.parts)
 

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, TypeVar
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from agents.fleet import Bounds
 from core.errors import Failure, Mistake
 from core.streams import sampling
 from runs import digest
 from runs.ledger import Ledger
 from strategies import messages
 from strategies.federation import Federation, FederationConfig
-from strategies.messages import RefusedError
+from strategies.messages import RefusedError, Trained
 
 Answer = TypeVar("Answer")
 
@@ -88,10 +89,15 @@ class Rounds:
         ledger: Ledger,
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda words: None,
+        bounds: Callable[[int, bool], Bounds] | None = None,
     ) -> None:
-        """``stop`` says whether somebody wants an end, ``say`` is told what people should know."""
+        """``stop`` says whether somebody wants an end, ``say`` is told what people should know.
+
+        ``bounds`` says what so much work can take of an agent that trains, or measures a gradient (``Fleet.bounds``).
+        Without it the work that agents report is not checked.
+        """
         self.grid, self.strategy, self.config, self.seed = grid, strategy, config, seed
-        self.ledger, self.stop, self.say = ledger, stop, say
+        self.ledger, self.stop, self.say, self.bounds = ledger, stop, say, bounds
         self.app = digest.installed()
         self.health = Health()
         self._open: dict[str, _Letter] = {}
@@ -204,6 +210,8 @@ class Rounds:
                         raise RefusedError("duplicate", "it has already answered from another node")
                     with ledger.timing("serialising_s"):
                         found = self._checked(letter, reply, read)
+                    if isinstance(found, Trained):
+                        self._check_work(found, messages.entries(letters[letter.agent]))
                     got[letter.agent] = found
                     came.append(asked_at - begun)  # when we asked: fetching what has come takes its own time
                 except RefusedError as error:
@@ -337,6 +345,19 @@ class Rounds:
         if agent != letter.agent:
             raise RefusedError("wrong-agent", f"agent {letter.agent} answers in the name of agent {agent}")
         return found
+
+    def _check_work(self, found: Trained, order: Mapping[str, Any]) -> None:
+        """Refuse steps and updates that the order cannot have taken: they end a run by steps, and weigh in a mean."""
+        if self.bounds is None:
+            return
+        fewest, most, updates = self.bounds(order["work"], order["exchange"] == "gradients")
+        if not fewest <= found.steps <= most or found.updates > updates:
+            steps = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+            raise RefusedError(
+                "impossible-work",
+                f"agent {found.agent} reports {found.steps:,} steps and {found.updates:,} updates; its order takes "
+                f"{steps} steps and at most {updates:,} updates",
+            )
 
     def _refuse(self, agent: int, error: RefusedError) -> None:
         self.ledger.refuse(agent, error.reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from core.errors import Failure, Mistake
 from core.options import nested
 from runs.config import PLUGINS, RunConfig, from_flower
 from runs.directory import RunDirectory
+from runs.report import describe, finish
 from server.federate import check, federate, refuse_certificates
 from strategies.method import chosen
 
@@ -72,6 +72,11 @@ def leave_in_time(seconds: float) -> None:
         signal.signal(number, leave)
 
 
+def show(words: str) -> None:
+    """Print to the log of the ServerApp. Flower's log level holds back its logger, and never what is printed."""
+    print(words, flush=True)
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
@@ -88,10 +93,20 @@ def main(grid: Grid, context: Context) -> None:
     directory = RunDirectory(Path(where or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
     if not where or not directory.conf.exists():
         directory = RunDirectory.create(directory.path, nested(config))
+    show(f"the run is in {directory.path.resolve()}")
     try:
-        federate(config, _fit(grid, session, config), directory, session, stop=directory.stop_asked)
+        summary = federate(
+            config,
+            _fit(grid, session, config),
+            directory,
+            session,
+            lambda record: show(describe(record, config.rounds, config.steps)),
+            directory.stop_asked,
+            show,
+        )
+        finish(directory, summary, config.algorithm, config.world.id)
     except (Mistake, Failure, OSError) as error:
         # Whoever submitted the run looks here: what Flower reports of an error is cut short.
         directory.leave_word(error)
         raise
-    print(f"the run is in {directory.path}", file=sys.stderr)
+    show(f"the run is over; its curve and summary are in {directory.path.resolve()}")

@@ -35,7 +35,7 @@ class Alone(Federation):
     @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
         away = {} if run.engine == "local" else widths(parties.start)
-        return cls(away, parties.layout, run.agents, run.work)
+        return cls(away, parties.layout, run.agents, parties.work)
 
     def __init__(self, widths: Mapping[str, int], layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         super().__init__(widths, layout, agents, work, wait_s)

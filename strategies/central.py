@@ -57,6 +57,10 @@ class Central(FedAvgTD3):
         return ended(run, number, lived) if run.engine == "local" else super().over(run, number, lived)
 
     @classmethod
+    def shortest_round(cls, run: Run) -> int:
+        return 0 if run.engine == "local" else super().shortest_round(run)
+
+    @classmethod
     def exchanges_gradients(cls, run: Run) -> bool:
         return True
 
@@ -67,9 +71,9 @@ class Central(FedAvgTD3):
     @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
         if run.engine == "local":
-            return Alone({}, parties.layout, run.agents, run.work)
+            return Alone({}, parties.layout, run.agents, parties.work)
         start = {name: row for name, row in parties.start.items() if name in parties.parts}
         return cls(
-            cls.schedule_of(run), True, start, parties.layout, run.agents, run.work, weighted_mean,
+            cls.schedule_of(run), True, start, parties.layout, run.agents, parties.work, weighted_mean,
             run.federation.wait_s,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from strategies.rules.rule import TooFewError, Verdict
 
 @strategy("dec-byz-pg")
 class DecByzPG(Peers):
-    """Policy gradients among peers of whom up to f attack (Jordan 2024), each connected to all.
+    """Policy gradients among connected peers of whom up to f attack, each in the same way to all (Jordan 2024).
 
     A common coin makes a round large, with a gradient of many trajectories, or small, with a few that correct the last
     direction (PAGE). Gradients are broadcast, and every peer aggregates them by a rule that survives f attackers. After
@@ -31,6 +31,7 @@ class DecByzPG(Peers):
 
     ROWS = ("then", "direction", "known", "sampled")
     algorithms = ("policy-gradient",)
+    bounded = False
 
     @classmethod
     def check(cls, run: Run) -> None:

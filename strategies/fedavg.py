@@ -34,7 +34,7 @@ class FedAvg(Federation):
     def build(cls, run: Run, parties: Parties) -> Federation:
         rule = chosen_rule(run, run.federation.asked(run.agents))
         start = start_of(run, parties)
-        return cls(start, parties.layout, run.agents, run.work, rule, run.federation.wait_s)
+        return cls(start, parties.layout, run.agents, parties.work, rule, run.federation.wait_s)
 
     def __init__(
         self,

@@ -107,11 +107,16 @@ class FedAvgTD3(FedAvg):
         return number >= min(rounds for rounds in (run.rounds, schedule.rounds) if rounds)
 
     @classmethod
+    def shortest_round(cls, run: Run) -> int:
+        schedule = cls.schedule_of(run)
+        return min(schedule.critic_every, schedule.actor_every)
+
+    @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
         rule = chosen_rule(run, run.federation.asked(run.agents))
         start = {name: row for name, row in parties.start.items() if name in parties.parts}
         return cls(
-            cls.schedule_of(run), cls.exchanges_gradients(run), start, parties.layout, run.agents, run.work, rule,
+            cls.schedule_of(run), cls.exchanges_gradients(run), start, parties.layout, run.agents, parties.work, rule,
             run.federation.wait_s,
         )  # fmt: skip
 

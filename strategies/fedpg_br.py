@@ -102,7 +102,8 @@ class FedPG(Federation):
         lived = int(self.learner.worlds.steps[0])
         auto = self.filters and self.sigma is None
         if auto and self.variance[0, 0] < 0:
-            self._calibrate([self._scatter(batch)])
+            # One trajectory has no variance, and what is measured is that of one, however many a batch holds.
+            self._calibrate([self._scatter(batch if batch > 1 else self.config.own_batch)])
         rows = np.stack([reply.parts["policy"] for reply in replies])
         verdict, notes = self._judge(rows, np.array([reply.updates for reply in replies]), batch)
         mu = -verdict.row[None] if verdict is not None else None

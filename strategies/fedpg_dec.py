@@ -30,6 +30,7 @@ class FedPGDec(Gossip):
     ROWS = (*Gossip.ROWS, "sampled", "picked")
     tables: ClassVar[Mapping[str, type[Any]]] = {**Gossip.tables, "fedpg": FedPGConfig}
     algorithms = ("policy-gradient",)
+    bounded = False
 
     @classmethod
     def check(cls, run: Run) -> None:

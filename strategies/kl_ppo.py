@@ -41,7 +41,9 @@ class KLConfig:
 
     matrix: str = option(
         "complete",
-        f"Who learns from whom: {', '.join(names()[:-1])}; {STAR}, all from the average; JSON, or a file with it.",
+        f"Who learns from whom: {', '.join(names()[:-1])}; {STAR}, all from the average; a list of rows, a table with "
+        "edges = [[k, j, weight], ...], either of them as JSON, or a file that holds it.",
+        json_too=True,
     )
     normalise: bool = option(True, "The weights of an agent's neighbours add up to 1; false: they count as given.")
     max_age: int = option(
@@ -90,7 +92,7 @@ class KLPPO(Federation):
         learner = run.options("agent", run.algorithm)
         pulls = learner.penalty and learner.penalty_coef > 0
         return cls(
-            run.of(KLConfig), rule, own[POLICY], parties.layout, run.agents, run.work, run.federation.wait_s,
+            run.of(KLConfig), rule, own[POLICY], parties.layout, run.agents, parties.work, run.federation.wait_s,
             moments=own[OBSERVATIONS] if pulls and OBSERVATIONS in own else 0,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agents.fleet import Fleet
 from core import registry
+from core.counts import reached
 from core.errors import Mistake
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ class Run(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def work(self) -> int: ...
+    def work(self) -> int | None: ...
     @property
     def rounds(self) -> int: ...
     @property
@@ -66,6 +67,8 @@ class Method:
     algorithms: ClassVar[tuple[str, ...]] = ()
     # Without a server: weights go from agent to agent.
     serverless: ClassVar[bool] = False
+    # The work of a round bounds the steps and updates that an agent can report.
+    bounded: ClassVar[bool] = True
     # Agents remember the last weights that all shared, so that a learner can be pulled towards them.
     anchors: ClassVar[bool] = False
     # Agents are handed the policies of others, so that a learner can be pulled towards those.
@@ -94,14 +97,23 @@ class Method:
         """Prepare a fleet that was just made; ``whole``: all agents of the run are in it."""
 
     @classmethod
+    def shortest_round(cls, run: Run) -> int:
+        """Return the steps of the shortest round, where the strategy and not 'work' decides it; else 0."""
+        return 0
+
+    @classmethod
     def over(cls, run: Run, number: int, lived: Sequence[int]) -> bool:
         """Return whether a run has ended, after so many rounds and so many steps of each agent."""
         return ended(run, number, lived)
 
 
 def ended(run: Run, number: int, lived: Sequence[int]) -> bool:
-    """Return whether a run has all its rounds, or every agent its steps."""
-    return bool(run.rounds and number >= run.rounds) or bool(run.steps and min(lived) >= run.steps)
+    """Return whether a run has all its rounds, or enough of its agents their steps.
+
+    Steps count when half of the agents have them, or a quorum if that is fewer. So fewer attackers than that cannot end
+    a run early, and they, or agents that are gone, cannot keep it from ending."""
+    enough = reached(lived, min(0.5, run.federation.quorum))
+    return bool(run.rounds and number >= run.rounds) or bool(run.steps and enough >= run.steps)
 
 
 class Parties(Protocol):
@@ -110,6 +122,10 @@ class Parties(Protocol):
     @property
     def layout(self) -> int:
         """The number that says what weights mean; parties with another one are refused."""
+
+    @property
+    def work(self) -> int:
+        """The training of a round, in the learner's unit."""
 
     @property
     def parts(self) -> Sequence[str]:

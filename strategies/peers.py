@@ -35,6 +35,7 @@ class GossipConfig:
     topology: str = option(
         "complete",
         f"Which peer sends to which: {', '.join(names())}; JSON, or a file that holds it (docs/gossip.md).",
+        json_too=True,
     )
     degree: int = option(4, "Neighbours of every peer: of regular ones, and of random ones in each round.", low=1)
     same_start: bool = option(True, "All peers begin with the weights of the first; false: with their own.")
@@ -75,6 +76,7 @@ class Session(Protocol):
     numbers: list[int]
     fleet: Fleet
     conduct: Any
+    round_work: int
 
     def train(self, work: int, rows: Sequence[int] | None, settle: bool, number: int) -> Report: ...
     def work(self, act: Act, rows: Sequence[int] | None, settle: bool, number: int) -> tuple[F32, Report]: ...

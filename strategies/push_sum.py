@@ -47,7 +47,7 @@ class Gossip(Peers):
         return report, notes
 
     def _learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
-        return self.session.train(self.config.work, None, settle, number), {}
+        return self.session.train(self.session.round_work, None, settle, number), {}
 
     def join(self, weights: F32) -> None:
         self.load(weights)

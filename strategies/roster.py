@@ -24,7 +24,7 @@ class Roster(Alone):
 
     @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
-        return cls(parties.layout, run.agents, run.work, run.federation.wait_s)
+        return cls(parties.layout, run.agents, parties.work, run.federation.wait_s)
 
     def __init__(self, layout: int, agents: int, work: int, wait_s: float = 60.0) -> None:
         super().__init__({}, layout, agents, work, wait_s)

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from flower.launch import QUIET
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(
@@ -68,6 +70,10 @@ def test_constraints_name_versions_and_nothing_else() -> None:
     assert PINS["flwr"] == "1.34.0"
 
 
+def test_certifi_is_newer_than_the_release_that_is_reported_to_trust_a_compromised_authority() -> None:
+    assert Version(PINS["certifi"]) > Version("2026.10.18")
+
+
 def test_every_folder_of_ours_is_packaged_and_typed() -> None:
     aside = {"tests", "benchmarks", "docs", "docker"}
     found = {path.parent.name for path in ROOT.glob("[a-z]*/__init__.py")} - aside
@@ -84,7 +90,8 @@ def test_version_pins_of_tools_agree() -> None:
 
 @pytest.fixture
 def makefile(tmp_path: Path) -> Path:
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("Makefile", "activate"):
+        shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
@@ -107,6 +114,44 @@ def test_make_refuses_an_old_python_in_a_sentence(makefile: Path) -> None:
     assert done.returncode
     assert "needs Python 3.11 or newer" in done.stderr
     assert not (makefile / ".venv").exists()
+
+
+def variables(text: str) -> dict[str, str]:
+    """The variables of Flower, Ray, gRPC and thread pools that this text (`env`, a unit, a Dockerfile) sets."""
+    return dict(re.findall(r"\b((?:FLWR_(?!HOME|LOG)|RAY_|GRPC_|OMP_|OPENBLAS_|MKL_)[A-Z_]+)=(\S+)", text))
+
+
+def test_a_bare_shell_is_activated_and_has_the_variables_of_the_makefile(makefile: Path) -> None:
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(makefile)}
+    found = subprocess.run(
+        ["sh", "-c", ". ./activate && for name in fedrl flwr flower-superlink; do command -v $name; done && env"],
+        cwd=ROOT, env=bare, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert len(re.findall(r"^/.*/bin/(?:fedrl|flwr|flower-superlink)$", found, re.MULTILINE)) == 3
+    (makefile / "show.mk").write_text("include Makefile\nshow:\n\t@env\n")
+    shown = subprocess.run(
+        ["make", "-C", str(makefile), "-f", "show.mk", "show"], env=bare, capture_output=True, text=True, check=True
+    ).stdout
+    assert variables(found) == variables(shown)
+    assert variables(found) == variables((ROOT / "activate").read_text())
+    assert len(variables(found)) == 8
+
+
+def test_units_image_and_launcher_set_the_values_of_the_activated_shell() -> None:
+    home = variables((ROOT / "activate").read_text())
+    units = [path.read_text() for path in (ROOT / "deploy").iterdir()]
+    for text in (*units, (ROOT / "docker" / "Dockerfile").read_text()):
+        assert variables(text).items() <= home.items()
+    assert home.items() >= QUIET.items()
+    assert variables((ROOT / "deploy" / "fedrl-superlink.service").read_text()).items() >= QUIET.items()
+
+
+def test_activate_says_what_to_do_where_nothing_is_set_up(makefile: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", ". ./activate; echo $?"], cwd=makefile, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
+    assert "run 'make setup'" in done.stderr
 
 
 @pytest.mark.parametrize("unit", sorted(path.name for path in (ROOT / "deploy").iterdir()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +47,9 @@ def test_what_is_made_verifies(tmp_path: Path) -> None:
     verify(folder, "server", x509.IPAddress(ip_address("10.1.2.3")), now)
     verify(folder, "peer-1", x509.DNSName("peer-1"), now)
     for what, name, when in (
-        ("server", "localhost", now),
+        ("server", "other", now),
         ("peer-1", "peer-0", now),
+        ("peer-1", "localhost", now),
         ("server", "superlink", now + 31 * DAY),
         ("server", "superlink", now - DAY),
     ):
@@ -141,15 +143,13 @@ def served(folder: Path, what: str, *, mutual: bool) -> Iterator[int]:
         server.stop(0).wait(5)
 
 
-def ask(port: int, roots: Path | None, pair: Path | None = None, name: str = "") -> bytes:
+def ask(port: int, roots: Path | None, pair: Path | None = None, name: str = "", host: str = "127.0.0.1") -> bytes:
     options = [("grpc.ssl_target_name_override", name)] if name else []
     if roots is None:
-        channel = grpc.insecure_channel(f"127.0.0.1:{port}", options)
+        channel = grpc.insecure_channel(f"{host}:{port}", options)
     else:
         own = [pair.with_suffix(suffix).read_bytes() for suffix in (".key", ".pem")] if pair else [None, None]
-        channel = grpc.secure_channel(
-            f"127.0.0.1:{port}", grpc.ssl_channel_credentials(roots.read_bytes(), *own), options
-        )
+        channel = grpc.secure_channel(f"{host}:{port}", grpc.ssl_channel_credentials(roots.read_bytes(), *own), options)
     with channel:
         reply: bytes = channel.unary_unary("/pong/Pong")(b"ping", timeout=10)
     return reply
@@ -173,3 +173,27 @@ def test_handshakes(tmp_path: Path) -> None:
         for pair, name in ((None, "peer-0"), (strange / "peer-1.pem", "peer-0"), (ours / "peer-1.pem", "peer-1")):
             with pytest.raises(grpc.RpcError):
                 ask(port, roots, pair, name)
+
+
+def test_what_the_first_command_of_the_deployment_page_makes_verifies_on_the_server_itself(tmp_path: Path) -> None:
+    """Its later steps dial 127.0.0.1 on the server: the control port is open to the machine itself only."""
+    page = (Path(__file__).parents[2] / "docs/deployment.md").read_text()
+    line = re.search(r"^fedrl certs keys --server (\S+) --nodes (\S+)$", page, re.MULTILINE)
+    assert line
+    folder = tmp_path / "keys"
+    make(folder, line[1], line[2])
+    with served(folder, "server", mutual=False) as port:
+        for host in ("127.0.0.1", "localhost"):
+            assert ask(port, folder / "ca.pem", host=host) == b"pong"
+        for name in line[1].split(","):
+            assert ask(port, folder / "ca.pem", name=name) == b"pong"
+        with pytest.raises(grpc.RpcError):
+            ask(port, folder / "ca.pem", name="other.example")
+    make(folder, line[1])  # a second time nothing is amiss
+
+
+def test_a_certificate_that_was_made_without_loopback_names_stays(tmp_path: Path) -> None:
+    Authority.make(tmp_path).issue(tmp_path / "server", ["server.example"], DAY)
+    before = (tmp_path / "server.pem").read_bytes()
+    make(tmp_path, "server.example", nodes="0")
+    assert (tmp_path / "server.pem").read_bytes() == before

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from typer.models import ParameterInfo
 
 import cli.main
+from client.session import RunConfig
+from core.options import build, nested, unflatten
+from flower.launch import free_port
+from runs.directory import RunDirectory
 
+ROOT = Path(__file__).parents[2]
 CONF = """
 algorithm = "td3"
 agents = 2
@@ -33,6 +43,13 @@ def fedrl(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.main.main()
     return int(caught.value.code or 0)
+
+
+def typed(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """What the command prints in a process of its own, on 200 columns."""
+    command = [sys.executable, "-m", "cli.main", *map(str, words)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture
@@ -73,6 +90,25 @@ def test_a_run_and_everything_that_is_done_with_it(
     assert "td3.policy-delay" in capsys.readouterr().out
 
 
+def test_every_key_as_json_is_what_a_conf_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedrl(monkeypatch, "conf", "--json") == 0
+    told = {key["name"]: key for key in json.loads(capsys.readouterr().out)}
+    assert all(set(key) == {"name", "default", "kind", "range", "sentence", "choices"} for key in told.values())
+    # The defaults make the default configuration, and every choice is one that a conf may hold.
+    assert nested(build(RunConfig, unflatten({name: key["default"] for name, key in told.items()}))) == nested(
+        RunConfig()
+    )
+    for name, key in told.items():
+        for choice in key["choices"]:
+            build(RunConfig, unflatten({name: choice}))
+    assert "td3" in told["algorithm"]["choices"] and not told["td3.gamma"]["choices"]
+    assert fedrl(monkeypatch, "conf", "td3.", "--json") == 0
+    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == [name for name in told if "td3." in name[:4]]
+    assert fedrl(monkeypatch, "conf", "nothing.", "--json") == 2
+
+
 def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other").mkdir()
     run.rename(tmp_path / "other" / "run")
@@ -91,6 +127,10 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("run", "--resume", "RUN", "--set", "world.copies=3"), "'world.copies' is settled"),
         (("run", "--resume", "RUN", "--out", "elsewhere"), "leave --out away"),
         (("run", "CONF", "--out", "RUN"), "already holds a run"),
+        (("run", "CONF", "--out", "FULL"), "FULL holds other files (mine.txt): a run needs a new or an empty folder"),
+        (("run", "--resume", "RUN"), "is finished, after 3 rounds and 60 steps of each agent: to go on"),
+        (("run", "--resume", "RUN"), "give it a later end (--set steps=N, N above 60)"),
+        (("run", "--resume", "RUN", "--set", "rounds=3", "--set", "steps=0"), "(--set rounds=N, N above 3)"),
         (("run", "CONF", "--set", "td3.gama=1"), "did you mean 'td3.gamma'"),
         (("run", "CONF", "--set", "wandb=3"), "true or false"),
         (("run", "CONF", "--nodes", "2"), "--nodes is for the engine grpc"),
@@ -101,7 +141,7 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("eval", "RUN", "--agent", "7"), "agents 0 to 1"),
         (("eval", "nowhere"), "holds no run"),
         (("plot", "RUN", "--metric", "kl"), "measured no 'kl'"),
-        (("plot", "RUN", "--out", "x.foo"), "a picture ends in"),
+        (("plot", "RUN", "--out", "x.foo"), "--out 'x.foo' must end in"),
         (("plot", "RUN", "--x", "miles"), "--x is one of"),
         (("conf", "nothing."), "no key begins"),
     ],
@@ -111,7 +151,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     capsys.readouterr()
-    given = [{"RUN": run, "CONF": conf}.get(argument, argument) for argument in arguments]
+    full = conf.parent / "FULL"
+    full.mkdir()
+    (full / "mine.txt").write_text("")
+    given = [{"RUN": run, "CONF": conf, "FULL": full}.get(argument, argument) for argument in arguments]
     before = set(Path("out").iterdir()) if Path("out").exists() else set()
     assert fedrl(monkeypatch, *given) == 2
     told = capsys.readouterr().err
@@ -123,12 +166,69 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_a_failure_is_one_sentence_and_exit_code_1(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fedrl(monkeypatch, "table", run, "--out", tmp_path / "nowhere" / "t.json") == 1
     next((run / "checkpoints").iterdir()).write_bytes(b"not a checkpoint")
-    assert fedrl(monkeypatch, "run", "--resume", run) == 1
+    assert fedrl(monkeypatch, "run", "--resume", run, "--set", "steps=80") == 1
     told = capsys.readouterr().err
     assert "cannot be read" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plot", "RUN", "--out", "/nonexistent/a.png"), "make the folder '/nonexistent'"),
+        (("plot", "RUN", "--out", "RUN"), "must end in .png, .pdf or .svg"),
+        (("plot", "RUN", "--out", "FOLDER"), "is a folder"),
+        (("plot", "RUN", "--matrix", "--out", "FILE/a.png"), "cannot be written"),
+        (("table", "RUN", "--out", "/nonexistent/a.json"), "make the folder '/nonexistent'"),
+        (("table", "RUN", "--group", "--out", "RUN"), "is a folder"),
+        (("table", "RUN", "--out", "/proc/a.json"), "cannot be written"),
+        (("eval", "RUN", "--video", "a.avi"), ".mp4 or .gif"),
+        (("eval", "RUN", "--video", "FILE/a.gif"), "--video 'FILE/a.gif' cannot be written"),
+        (("eval", "RUN", "--video", "/nonexistent/a.gif"), "make the folder '/nonexistent'"),
+        (("eval", "RUN", "--cross", "--out", "FOLDER"), "is a folder"),
+        (("eval", "RUN", "--cross", "--out", "a.jpg"), "must end in .png, .pdf or .svg"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "FILE"), "is a file"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "FILE/a/b"), "is a file"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "/proc/a"), "cannot be written"),
+        (("sweep", "CONF", "--seeds", "0", "--out", "SWEPT"), "the picture 'SWEPT/sweep.png' must be a file"),
+        (("demo", "--out", "FILE"), "is a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def work(*given: object, **named: object) -> None:
+        pytest.fail("the work has begun")
+
+    for name in (
+        "cli.look.read", "client.session.Session.__init__", "cli.sweep.work", "cli.demo.learn", "runs.links.matrix"
+    ):  # fmt: skip
+        monkeypatch.setattr(name, work)
+    if arguments[-1] == "SWEPT":  # what a sweep makes before its first run is no work
+        monkeypatch.setattr("cli.sweep.try_out", lambda configs: None)
+    conf, run, file, folder, swept = (tmp_path / name for name in ("a.toml", "run", "file", "folder.png", "swept"))
+    conf.write_text(CONF)
+    file.write_text("x")
+    folder.mkdir()
+    RunDirectory.create(run, nested(build(RunConfig, {}))).best.touch()
+    (swept / "sweep.png").mkdir(parents=True)
+    (swept / "sweep.json").write_text('{"grid": {}, "seeds": [0]}')
+    (swept / "sweep.toml").write_text(CONF)
+    names = {"RUN": run, "CONF": conf, "FILE": file, "FOLDER": folder, "SWEPT": swept}
+
+    def filled(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, str(path))
+        return text
+
+    before = sorted(tmp_path.rglob("*"))
+    assert fedrl(monkeypatch, *map(filled, arguments)) == 2
+    told = capsys.readouterr().err
+    assert filled(words) in told
+    assert len(told.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_run_stopped_between_checkpoints_equals_one_that_was_not(
@@ -143,3 +243,39 @@ def test_a_run_stopped_between_checkpoints_equals_one_that_was_not(
     with np.load(tmp_path / "whole" / "weights.npz") as whole, np.load(tmp_path / "half" / "weights.npz") as half:
         for name in ("actor", "critic"):
             np.testing.assert_array_equal(whole[name], half[name])
+
+
+COMMANDS: dict[str, Any] = {one.name or one.callback.__name__: one.callback for one in cli.main.app.registered_commands}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_argument_and_option(name: str) -> None:
+    done = typed(name, "--help")
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.replace("│", " ").split())
+    for hint in get_type_hints(COMMANDS[name], include_extras=True).values():
+        for about in get_args(hint):
+            if isinstance(about, ParameterInfo):
+                assert about.help and about.help in printed
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("eval", "nowhere"), 2), (("certs", "FILE/keys"), 1)])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(
+    arguments: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "FILE").write_text("")
+    plain, debug = typed(*arguments, cwd=tmp_path), typed(*arguments, "--debug", cwd=tmp_path)
+    assert "Traceback" not in plain.stderr and "Traceback" in debug.stderr
+    assert plain.returncode == debug.returncode == code
+    assert plain.stderr.strip() in debug.stderr, "the sentence comes after it"
+
+
+def test_a_superlink_that_does_not_answer_leaves_no_run(conf: Path, tmp_path: Path) -> None:
+    words = ("run", conf, "--set", "strategy=fedavg", "--superlink", f"127.0.0.1:{free_port()}")
+    for out in ((), ("--out", tmp_path / "run")):
+        done = typed(*words, *out, cwd=tmp_path)
+        assert done.returncode == 1
+        assert (
+            done.stderr.startswith("fedrl: no SuperLink answers at 127.0.0.1:") and len(done.stderr.splitlines()) == 1
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {conf.name}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 import cli.main
-from cli import demo, screen
+from cli import demo
 
 SHORT = ("--set", "rounds=12", "--set", "fedpg.batch-min=3", "--set", "fedpg.batch-max=4", "--set", "world.copies=4")
 
@@ -58,6 +59,27 @@ def test_large_lies_are_found_and_everything_is_shown(tmp_path: Path) -> None:
     assert fedrl("table", tmp_path / "demo", "--group", "--reach", 9, "--x", "days")[0] == 2
 
 
+def test_where_nobody_lies_precision_is_empty_though_honest_agents_were_dropped(tmp_path: Path) -> None:
+    """In the metrics, in the summary and in a table beside runs that have one."""
+    nobody = ("--set", "attack.byzantine=0", "--set", "attack.kind=none", "--set", "federation.sigma=0.001")
+    summaries = {}
+    for name, more in (("nobody", nobody), ("three", ("--set", "attack.kind=large-noise"))):
+        code, out, err = fedrl("run", demo.CONF, *SHORT, *more, "--out", tmp_path / name, "--json")
+        assert code == 0, err
+        summaries[name] = json.loads(out)
+    records = [json.loads(line) for line in (tmp_path / "nobody" / "metrics.jsonl").read_text().splitlines()]
+    assert any(record["honest-dropped"] for record in records)
+    assert not any("precision" in record for record in records)
+    assert "precision" not in summaries["nobody"] and summaries["three"]["precision"] > 0.5
+    figures = tmp_path / "table.json"
+    code, out, _ = fedrl("table", tmp_path, "--group", "--reach", 9, "--x", "trajectories", "--out", figures)
+    head, *rows = [re.split(r"\s{2,}", line) for line in out.splitlines()[-3:]]
+    shown = {row[0].partition(",")[0]: row[head.index("precision")] for row in rows}
+    assert code == 0 and shown["attack.byzantine=0"] == "-" and float(shown["attack.byzantine=3"]) > 0.5
+    found = {label.partition(",")[0]: one["filter"] for label, one in json.loads(figures.read_text()).items()}
+    assert "precision" not in found["attack.byzantine=0"] and found["attack.byzantine=3"]["precision"] > 0.5
+
+
 def test_a_conf_that_makes_no_sense_is_one_sentence(tmp_path: Path) -> None:
     for wrong, words in (
         (("--attack", "noise"), "there is no attack 'noise'"),
@@ -71,14 +93,4 @@ def test_a_conf_that_makes_no_sense_is_one_sentence(tmp_path: Path) -> None:
 
 def test_who_was_kept_counts_rounds() -> None:
     records = [{"kept.policy": [1, 0]}, {"kept.policy": [1, 1]}, {"kept.policy": [None, 0]}]
-    columns = [list(column.cells) for column in demo.who_was_kept(records, [1]).columns]
-    assert columns == [["0", "1"], ["honest", "liar"], ["2 of 3 rounds", "1 of 3 rounds"]]
-
-
-def test_a_round_s_line_names_who_had_no_say() -> None:
-    record = {"round": 1, "return": [1.0, 2.0, 3.0], "steps": [1, 1, 1], "wall_s": 1.0}
-    record |= {name: [0, 0, 0] for name in ("bytes_up", "bytes_down", "missed", "refused", "left-out")}
-    assert "dropped" not in screen.describe(record | {"kept.policy": [1, None, 1]}, 0, 0)
-    assert screen.describe(record | {"kept.actor": [1, None, 0], "kept.critic": [0, 1, 1]}, 0, 0).endswith(
-        "dropped: 0, 2"
-    )
+    assert demo.who_was_kept(records, [1]) == [(0, "honest", "2 of 3 rounds"), (1, "liar", "1 of 3 rounds")]

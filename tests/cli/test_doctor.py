@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from cli import doctor as module
 from cli.doctor import (
     GIB,
     Finding,
+    check_background,
     check_box2d,
     check_cores,
     check_disk,
@@ -26,10 +28,12 @@ from cli.doctor import (
     check_extras,
     check_memory,
     check_packages,
+    check_path,
     check_port,
     check_python,
     check_strays,
     doctor,
+    exported,
     failure,
     holder,
     installed,
@@ -39,6 +43,7 @@ from cli.doctor import (
     with_extras,
 )
 from core.errors import Failure
+from flower.launch import LOCAL_LOG, background
 
 PROJECT = {
     "version": "0.1.0",
@@ -153,20 +158,67 @@ def test_a_port_in_use_is_named_with_its_holder() -> None:
     assert (ours.verdict, ours.found) == ("note", "a SuperLink, process 7")
 
 
+WANTED = {"FLWR_TELEMETRY_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "OMP_NUM_THREADS": "1"}
+
+
 def test_the_environment() -> None:
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}
-    assert set(verdicts(check_environment(quiet, 2)).values()) == {"ok"}
-    loud = {
-        "OMP_NUM_THREADS": "8",
-        "GRPC_ENABLE_FORK_SUPPORT": "1",
-        "RAY_ADDRESS": "auto",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    assert verdicts(check_environment(loud, 2)) == {
-        "FLWR_TELEMETRY_ENABLED": "note", "OMP_NUM_THREADS": "note", "GRPC_ENABLE_FORK_SUPPORT": "note",
-        "RAY_ADDRESS": "note", "RAY_USAGE_STATS_ENABLED": "ok",
+    assert set(verdicts(check_environment(WANTED, WANTED, 2)).values()) == {"ok"}
+    bare = list(check_environment({}, WANTED, 2))
+    assert verdicts(bare) == dict.fromkeys(WANTED, "note")
+    assert all(one.found == "not set" and ". ./activate" in one.remedy for one in bare)
+    loud = {"OMP_NUM_THREADS": "8", "GRPC_ENABLE_FORK_SUPPORT": "1", "RAY_ADDRESS": "auto", "RAY_TMPDIR": "/tmp/ray"}
+    assert verdicts(check_environment(loud, WANTED, 2)) == {
+        "FLWR_TELEMETRY_ENABLED": "note", "GRPC_ENABLE_FORK_SUPPORT": "note", "OMP_NUM_THREADS": "note",
+        "RAY_ADDRESS": "note", "RAY_TMPDIR": "ok",
     }  # fmt: skip
-    assert verdicts(check_environment({"OMP_NUM_THREADS": "many"}, 2))["OMP_NUM_THREADS"] == "wrong"
+    assert verdicts(check_environment({"OMP_NUM_THREADS": "2"}, WANTED, 2))["OMP_NUM_THREADS"] == "ok"
+    assert verdicts(check_environment({"OMP_NUM_THREADS": "many"}, WANTED, 2))["OMP_NUM_THREADS"] == "wrong"
+
+
+def test_every_variable_of_an_activated_shell_is_checked() -> None:
+    wanted = exported(module.ROOT / "activate")
+    assert set(wanted) == {
+        "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION",
+        "RAY_USAGE_STATS_ENABLED", "GRPC_ENABLE_FORK_SUPPORT",
+        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+    }  # fmt: skip
+    assert set(verdicts(check_environment({}, wanted, 2))) == set(wanted)
+    assert exported(Path("/no/such/file")) == {}
+
+
+def test_the_superlink_that_flwr_starts_is_looked_for_by_name() -> None:
+    assert check_path("/venv/bin/flower-superlink", Path("/venv/bin")).verdict == "ok"
+    missing = check_path(None, Path("/venv/bin"))
+    assert (missing.verdict, missing.found) == ("note", "not on PATH") and ". ./activate" in missing.remedy
+    other = check_path("/usr/bin/flower-superlink", Path("/venv/bin"))
+    assert other.verdict == "note" and "/venv/bin" in other.remedy
+
+
+def test_what_flwr_run_left_is_found_with_the_command_that_ends_it() -> None:
+    assert verdicts(check_background({}, WANTED)) == {"left by flwr run": "ok"}
+    (left,) = check_background({7: WANTED | {"HOME": "/root"}}, WANTED)
+    assert (left.verdict, left.remedy) == ("note", "the next `flwr run .` uses it; to end it: kill 7")
+    # A later run would have the variables of the process, not those of its own shell.
+    (loud,) = check_background({7: WANTED | {"FLWR_TELEMETRY_ENABLED": "1"}}, WANTED)
+    assert loud.verdict == "wrong"
+    assert loud.remedy.startswith("it was started without FLWR_TELEMETRY_ENABLED: kill 7,")
+
+
+def test_a_local_superlink_is_found_among_the_processes(tmp_path: Path) -> None:
+    words = [
+        "flower-superlink",
+        "--simulation",
+        "--log-file",
+        str(tmp_path / LOCAL_LOG),
+        "--log-rotation-backup-count",
+        "7",
+    ]
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], env=WANTED, stdin=subprocess.PIPE) as process:
+        try:
+            assert background()[process.pid].items() >= WANTED.items()
+        finally:
+            process.kill()
+    assert process.pid not in background()
 
 
 def test_docker_is_never_wrong() -> None:
@@ -202,6 +254,7 @@ def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_free", lambda port: True)
     monkeypatch.setattr(module, "available_memory", lambda: 8 * GIB)
     monkeypatch.setattr("flower.launch.marks", dict)
+    monkeypatch.setattr("flower.launch.background", dict)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "200")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -217,3 +218,44 @@ def test_mistakes_are_one_sentence_before_anything_starts(
     arguments: dict[str, Any] = {"listen": "", "settings": None, "out": tmp_path / "peer", "as_json": False}
     with pytest.raises(Mistake, match=re.escape(sentence)):
         peer(written(tmp_path, **changes), number, insecure=False, **arguments)
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address at which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("option", [False, True], ids=["roster", "listen"])
+def test_a_taken_port_is_one_sentence(tmp_path: Path, taken: str, option: bool) -> None:
+    elsewhere = f"127.0.0.1:{free_port()}"
+    conf = written(tmp_path, agents=2, gossip={"roster": {"0": elsewhere if option else taken, "1": elsewhere}})
+    words = ("peer", str(conf), "--id", "0", "--out", str(tmp_path / "peer"))
+    done = fedrl(*words, *(("--listen", taken) if option else ()))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fedrl: peer 0 cannot listen at {taken}: Address already in use; give another address")
+    assert not (tmp_path / "peer").exists(), "nothing was begun"
+
+
+def test_a_taken_port_of_a_node_is_one_sentence(tmp_path: Path, taken: str) -> None:
+    words = ("--insecure", "--agents", "5", "--state", str(tmp_path), "--peers", "127.0.0.1", "--listen", taken)
+    done = fedrl("node", "--superlink", "127.0.0.1:1", *words)
+    assert done.returncode == 1
+    assert f"fedrl: agent 5 cannot listen at {taken}: Address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_at_the_last_moment_is_the_same_sentence(taken: str) -> None:
+    roster = {"0": taken, "1": f"127.0.0.1:{free_port()}"}
+    config = build(RunConfig, {**CONF, "agents": 2, "gossip": {**CONF["gossip"], "roster": roster}})
+    with pytest.raises(Failure, match=f"peer 0 cannot listen at {taken}: is the port taken"):
+        serve(config, 0, "", RunDirectory(Path("nowhere")))
+
+
+@pytest.mark.parametrize("listen", ["9500", "10.0.0.1", "10.0.0.1:x"])
+def test_listen_is_an_address(tmp_path: Path, listen: str) -> None:
+    roster = {str(k): f"127.0.0.1:{free_port()}" for k in range(3)}
+    with pytest.raises(Mistake, match=f"--listen is HOST:PORT, such as 0.0.0.0:9500, not '{listen}'"):
+        peer(written(tmp_path, gossip={"roster": roster}), 0, listen, out=tmp_path / "peer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import cli.main
-from cli import look, sweep
+from cli import groups, sweep
 from client.session import RunConfig
 from core.errors import Mistake
 from core.options import build, nested, override
@@ -264,11 +265,11 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path):
         for rule in ("krum", "mean"):
             more = ("engine=ray", "tensorboard=false", "threads=2", "checkpoints=9") if seed == 1 else ()
             made(tmp_path / rule / f"{seed}", f"seed={seed}", f"federation.rule={rule}", "strategy=fedavg", *more)
-    groups = look.grouped(look.read([tmp_path]))
-    assert list(groups) == ["federation.rule=krum", "federation.rule=mean"]
-    assert [[run.conf["seed"] for run in group] for group in groups.values()] == [["0", "1", "2"]] * 2
-    assert list(look.grouped(look.read([tmp_path / "krum"]))) == ["ppo, CartPole-v1"]
-    assert list(look.grouped(look.read([tmp_path / "krum" / "2"]))) == ["2"]
+    found = groups.grouped(groups.read([tmp_path]))
+    assert list(found) == ["federation.rule=krum", "federation.rule=mean"]
+    assert [[run.conf["seed"] for run in group] for group in found.values()] == [["0", "1", "2"]] * 2
+    assert list(groups.grouped(groups.read([tmp_path / "krum"]))) == ["ppo, CartPole-v1"]
+    assert list(groups.grouped(groups.read([tmp_path / "krum" / "2"]))) == ["2"]
     code, _, said = fedrl("plot", tmp_path, "--x", "bytes", "--each", "--out", tmp_path / "a.png")
     assert code == 0, said
     assert (tmp_path / "a.png").stat().st_size > 1000
@@ -278,44 +279,72 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path):
     assert (found["seeds"], found["mean"], found["env_steps"]) == (3, 3.0, 120)
 
 
+def test_a_table_of_runs_says_what_differs_between_them(tmp_path):
+    for seed in (0, 1):
+        for rule in ("krum", "mean"):
+            more = f'gossip.roster={{"0":"127.0.0.1:{7000 + seed}"}}'  # where peers were reached is nobody's setting
+            made(tmp_path / rule / f"{seed}", f"seed={seed}", f"federation.rule={rule}", "strategy=fedavg", more)
+    code, told, _ = fedrl("table", tmp_path)
+    assert code == 0
+    assert [re.split(r"\s{2,}", line)[:2] for line in told.splitlines()] == [["run", "what differs"]] + [
+        [str(tmp_path / rule / f"{seed}"), f"federation.rule={rule}, seed={seed}"]
+        for rule in ("krum", "mean")
+        for seed in (0, 1)
+    ]
+    told = fedrl("table", tmp_path / "krum" / "0")[1]
+    assert told.split()[:2] == ["run", "agents"]  # nothing differs
+
+
+def test_a_sweep_over_a_key_that_makes_no_other_experiment_has_a_group_per_value(tmp_path):
+    for seed in (0, 1):
+        for engine in ("local", "ray"):
+            made(tmp_path / f"{engine}-{seed}", f"seed={seed}", f"engine={engine}", "strategy=fedavg")
+    found = groups.grouped(groups.read([tmp_path]))
+    assert {label: sorted(run.name for run in group) for label, group in found.items()} == {
+        f"engine={engine}": [f"{engine}-0", f"{engine}-1"] for engine in ("local", "ray")
+    }
+    told = fedrl("table", "--group", tmp_path)[1].splitlines()
+    assert sorted(line.split()[:2] for line in told[1:]) == [["engine=local", "2"], ["engine=ray", "2"]]
+
+
 def test_where_peers_were_reached_makes_no_other_experiment(tmp_path):
     for seed in range(2):
         where = f'gossip.roster={{"0":"127.0.0.1:{7000 + seed}","1":"127.0.0.1:{8000 + seed}"}}'
         made(tmp_path / f"{seed}", f"seed={seed}", where, "strategy=fedpg-dec", "algorithm=policy-gradient")
-    assert list(look.grouped(look.read([tmp_path]))) == ["policy-gradient, CartPole-v1"]
+    assert list(groups.grouped(groups.read([tmp_path]))) == ["policy-gradient, CartPole-v1"]
 
 
 def test_labels_say_what_differs():
     confs = [{"a": "1", "b": "x"}, {"a": "2", "b": "x"}, {"a": "2", "b": "x", "c": "3"}]
-    assert look.labels(confs) == ["a=1", "a=2", "a=2, c=3"]
-    assert look.labels([{"c": "3"}, {}]) == ["c=3", "no c"]
+    assert groups.labels(confs) == ["a=1", "a=2", "a=2, c=3"]
+    assert groups.labels([{"c": "3"}, {}]) == ["c=3", "no c"]
     # Of many keys that differ, those that tell any two apart.
     wide = [{"world.id": f"{k}", **dict.fromkeys("abcdef", f"{k // 2}")} for k in range(4)]
-    assert look.labels(wide) == [f"world.id={k}" for k in range(4)]
+    assert groups.labels(wide) == [f"world.id={k}" for k in range(4)]
 
 
 def test_keys_of_another_algorithm_make_no_group(tmp_path):
     for seed in (0, 1):
         made(tmp_path / f"{seed}", f"seed={seed}", f"td3.batch={100 + seed}")
-    assert len(look.grouped(look.read([tmp_path]))) == 1
+    assert len(groups.grouped(groups.read([tmp_path]))) == 1
 
 
 def test_a_seed_that_is_there_twice_is_said(tmp_path, capsys):
-    runs = look.read([made(tmp_path / "a"), made(tmp_path / "b")])
-    assert len(look.grouped(runs)) == 1
+    runs = groups.read([made(tmp_path / "a"), made(tmp_path / "b")])
+    assert len(groups.grouped(runs)) == 1
     assert "seed 0 is there more than once: a, b" in capsys.readouterr().err
 
 
 def test_runs_without_metrics_are_left_out_below_a_directory_and_refused_by_name(tmp_path, capsys):
     made(tmp_path / "begun", returns=())
     made(tmp_path / "good")
-    assert [run.name for run in look.read([tmp_path])] == ["good"]
+    assert [run.name for run in groups.read([tmp_path])] == ["good"]
     assert "left out" in capsys.readouterr().err
     with pytest.raises(Mistake, match="begun has no metrics yet"):
-        look.read([tmp_path / "begun"])
+        groups.read([tmp_path / "begun"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(Mistake, match="holds no run"):
-        look.read([tmp_path / "empty"])
+        groups.read([tmp_path / "empty"])
 
 
 def test_where_the_shortest_run_ends_is_said(tmp_path):

@@ -243,9 +243,10 @@ def closed(home: Path, keys: Path, server: str = "server") -> AbstractContextMan
 
 def test_tls_and_keys(start: Callable[..., Process], link: SuperLink, tmp_path: Path) -> None:
     ours, strange = tmp_path / "ours", tmp_path / "strange"
-    certs(ours, "127.0.0.1", nodes="0-1")
+    certs(ours, "", nodes="0-1")
     certs(strange)
-    Authority.read(ours).issue(ours / "late", ["127.0.0.1"], -timedelta(days=1))
+    for name, days in (("server", 1), ("late", -1)):  # for one name: `certs` would add localhost
+        Authority.read(ours).issue(ours / name, ["127.0.0.1"], timedelta(days=days))
     with closed(tmp_path / "home", ours) as running, closed(tmp_path / "late", ours, "late") as late:
         fleet, roots = running.fleet, {"roots": str(ours / "ca.pem")}
         with Control(running.control, ours / "ca.pem") as control:

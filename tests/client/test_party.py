@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+from flwr.app import Message, MessageType, RecordDict
 
 from client.party import KEPT, Party, run_config, run_name
 from client.session import from_person
@@ -85,3 +88,14 @@ def test_old_runs_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
     assert {f"run-{k}/agent-0.npz" for k in range(25 - KEPT + 1, 25)} == {name for name in left if "run-" in name}
     assert left >= foreign
     assert (tmp_path / "empty").is_dir()
+
+
+def test_a_closed_party_leaves_no_fleet_in_memory(tmp_path: Path) -> None:
+    """A node lives for as many runs as come, and a fleet with its replay may be gigabytes."""
+    party = Party(0, {"algorithm": "policy-gradient", "strategy": "fedavg", "rounds": 1}, "run", tmp_path / "state")
+    assert "party" in party.answer(Message(RecordDict(), 1, MessageType.QUERY))["fedrl"]
+    session, fleet = weakref.ref(party.session), weakref.ref(party.session.fleet)
+    party.close()
+    del party
+    gc.collect()
+    assert session() is None and fleet() is None

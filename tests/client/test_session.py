@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+
 import numpy as np
 import pytest
+import tomli_w
 
-from client.session import PartyConfig, Session
+from client.session import PartyConfig, RunConfig, Session, from_person
 from core.errors import Failure, Mistake
+from core.options import build, flatten, nested, override, unflatten
 from envs import WorldConfig
 
 PENDULUM = WorldConfig(id="Pendulum-v1", horizon=20)
@@ -91,7 +96,69 @@ def test_a_gradient_applied_is_a_training_step() -> None:
     np.testing.assert_array_equal(trained.fleet.parts["policy"], stepped.fleet.parts["policy"])
 
 
+@pytest.mark.parametrize(("algorithm", "work"), [("ppo", 2), ("policy-gradient", 2), ("td3", 3), ("td3", 0)])
+@pytest.mark.parametrize("rate", [0.3, 1.0, 2.5])
+def test_what_agents_do_lies_within_the_bounds_of_their_work(algorithm: str, work: int, rate: float) -> None:
+    """An honest agent is never refused for its work: the bounds hold, in every round and for every agent."""
+    one = session(algorithm, copies=2)
+    object.__setattr__(one.config.td3, "updates_per_step", rate)
+    fewest, most, updates = one.fleet.bounds(work)
+    assert fewest == most or algorithm == "policy-gradient"
+    for _ in range(8):
+        report = one.train(work)
+        assert fewest <= report.steps.min() and report.steps.max() <= most
+        assert report.updates.max() <= updates
+
+
+def test_what_a_gradient_takes_lies_within_its_bounds() -> None:
+    one = session("policy-gradient")
+    assert one.fleet.bounds(5, measured=True) == (5, 5 * 500, 1)
+    report = one.measure("policy", 5)[1]
+    assert report.steps.min() >= 5 and report.steps.max() <= 5 * 500 and (report.updates == 1).all()
+    one = session("td3")
+    for part in ("critic", "actor"):
+        fewest, most, updates = one.fleet.bounds(15, measured=True)
+        report = one.measure(part, 15)[1]
+        assert (report.steps == fewest).all() and (report.steps == most).all() and (report.updates <= updates).all()
+
+
 def test_a_checkpoint_with_more_than_the_run_has_is_refused() -> None:
     one = session()
     with pytest.raises(Failure, match=r"fleet\.gone"):
         one.load_state(one.state() | {"fleet.gone": np.zeros(1)})
+
+
+ROWS, EDGES = [[0, 1], [1, 0]], {"edges": [[0, 1, 1.0], [1, 0, 1.0]]}
+
+
+@pytest.mark.parametrize(("room", "key"), [("kl", "matrix"), ("gossip", "topology")])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("{key} = [[0, 1], [1, 0]]", ROWS),
+        ("{key} = '[[0, 1], [1, 0]]'", ROWS),
+        ("{key} = {{ edges = [[0, 1, 1.0], [1, 0, 1.0]] }}", EDGES),
+        ("{key} = '{{\"edges\": [[0, 1, 1.0], [1, 0, 1.0]]}}'", EDGES),
+        ("[{room}.{key}]\nedges = [[0, 1, 1.0], [1, 0, 1.0]]", EDGES),
+    ],
+)
+def test_a_graph_may_be_a_list_a_table_or_a_text_in_a_conf(room: str, key: str, written: str, meant: object) -> None:
+    """Flower's configuration holds numbers and texts only, so all of them become a text."""
+    config = from_person(tomllib.loads(f"[{room}]\n" + written.format(room=room, key=key)))
+    text = getattr(getattr(config, room), key)
+    assert json.loads(text) == meant
+    assert {type(value) for value in flatten(config).values()} <= {bool, int, float, str}
+    assert build(RunConfig, unflatten(flatten(config))) == config
+    assert build(RunConfig, tomllib.loads(tomli_w.dumps(nested(config)))) == config
+
+
+@pytest.mark.parametrize("value", [ROWS, EDGES])
+@pytest.mark.parametrize("key", ["kl.matrix", "gossip.topology"])
+def test_a_graph_may_be_set_on_the_command_line(key: str, value: object) -> None:
+    assert json.loads(str(flatten(from_person(override({}, [f"{key}={json.dumps(value)}"])))[key])) == value
+
+
+@pytest.mark.parametrize("written", ["matrix = 3", "matrix = true", "matrix = 1979-05-27", "matrix = [1979-05-27]"])
+def test_a_graph_of_another_kind_is_refused_by_name(written: str) -> None:
+    with pytest.raises(Mistake, match=r"'kl\.matrix' (is a text|holds lists, tables, numbers and texts), not "):
+        from_person({"kl": tomllib.loads(written)})

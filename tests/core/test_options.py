@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from core.errors import Mistake
-from core.options import Key, allowed, build, flatten, keys, option, override, table, unflatten
+from core.options import Key, allowed, build, flatten, keys, nested, option, override, table, unflatten
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +36,7 @@ class Outer:
     note: str = option("", "Free text.")
     sigma: str = option("auto", "A word or a number.", number_too=True)
     agents: int = option(1, "How many.", low=1, high=1000)
+    work: int | None = option(None, "A whole number, or what fits.", low=0)
     seed: int = option(0, "Any whole number.")
     scale: float = option(1.0, "Any number.")
     greedy: bool = option(False, "Whether.")
@@ -75,7 +76,7 @@ class TestEveryConfiguration:
         assert [key.name for key in listed] == list(flatten(kind()))
         for key in listed:
             assert key.sentence.endswith("."), key.name
-            assert key.kind in {"int", "float", "bool", "str", "list of int", "table"}, key.name
+            assert key.kind in {"int", "int or auto", "float", "bool", "str", "list of int", "table"}, key.name
             assert "_" not in key.name
 
 
@@ -112,6 +113,16 @@ class TestRefusals:
     @pytest.mark.parametrize("value", [1.5, "x", "1.5", True, None, [1], {}, math.inf, math.nan, "inf", "--1", ""])
     def test_not_a_whole_number(self, value: Any) -> None:
         assert "'agents' is a whole number, not " in refused({"agents": value})
+
+    @pytest.mark.parametrize("value", ["x", "Auto", 1.5, True, None, [1], {}, math.nan, ""])
+    def test_neither_a_whole_number_nor_auto(self, value: Any) -> None:
+        assert refused({"work": value}).startswith("'work' is a whole number or auto, not ")
+
+    @pytest.mark.parametrize(("value", "meant"), [("auto", None), (0, 0), ("7", 7), (7.0, 7)])
+    def test_auto_or_a_whole_number(self, value: Any, meant: int | None) -> None:
+        config = build(Outer, {"work": value})
+        assert config.work == meant
+        assert nested(config)["work"] == flatten(config)["work"] == ("auto" if meant is None else meant)
 
     @pytest.mark.parametrize("value", ["x", True, None, [1.0], math.nan, math.inf, "nan", "-inf"])
     def test_not_a_number(self, value: Any) -> None:
@@ -220,6 +231,7 @@ class TestFlat:
             name=some.sampled_from(("ppo", "td3", "policy-gradient")),
             note=some.text(),
             agents=some.integers(1, 1000),
+            work=some.none() | some.integers(0, 1000),
             seed=some.integers(-(2**63), 2**63 - 1),
             scale=some.floats(allow_nan=False, allow_infinity=False),
             greedy=some.booleans(),
@@ -241,6 +253,7 @@ class TestKeys:
     def test_keys(self) -> None:
         listed = {key.name: key for key in keys(Outer)}
         assert listed["agents"] == Key("agents", "int", 1, "at least 1 and at most 1000", "How many.")
+        assert listed["work"] == Key("work", "int or auto", "auto", "at least 0", "A whole number, or what fits.")
         assert listed["name"].range == "one of ppo, td3, policy-gradient"
         assert listed["inner.learning-rate"] == Key(
             "inner.learning-rate", "float", 1e-3, "above 0 and at most 1", "Step size."

@@ -193,6 +193,19 @@ def together(jobs: Sequence[Callable[[], Any]], seconds: float = 60.0) -> list[A
         return [future.result(seconds) for future in [pool.submit(job) for job in jobs]]
 
 
+def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something is true; fail where it never is."""
+    assert within(seconds, true)
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    """Whether something becomes true by then."""
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return true()
+
+
 def starts(peers: int, width: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Vectors of so many peers, and their scalars."""
     return np.random.default_rng(seed).normal(size=(peers, width)).astype(np.float32), np.ones(peers)

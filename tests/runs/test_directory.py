@@ -26,6 +26,20 @@ def test_a_directory_that_holds_a_run_is_refused(tmp_path):
     assert run.read_metrics() == [{"round": 1}]
 
 
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    for name in ("conf.toml", "notes.txt", "b", "a"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(Mistake, match=r"holds other files \(a, b, conf\.toml, \.\.\.\): .* choose another --out"):
+        RunDirectory.create(tmp_path, {"seed": 1})
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_empty_folder_and_the_log_of_a_sweep_are_no_other_files(tmp_path):
+    (tmp_path / "run.log").write_text("begins\n")
+    assert RunDirectory.create(tmp_path, {"seed": 1}).read_conf() == {"seed": 1}
+
+
 def test_a_file_in_its_place_is_a_failure(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(Failure, match="could not be made"):

@@ -39,6 +39,14 @@ def test_every_part_counts_for_itself() -> None:
     }  # fmt: skip
 
 
+def test_where_no_lie_reached_the_rule_there_is_no_precision() -> None:
+    kept = {"kept.policy": [1, 0, 1, None]}
+    honest = {"honest-drop": pytest.approx(1 / 3), "honest-dropped": 1.0}
+    for liars in (set(), {3}):  # nobody lies; the liar is silent
+        assert truth(kept, liars) == honest
+    assert truth(kept, {0}) == {"precision": 0.0, "recall": 0.0, "honest-drop": 0.5, "honest-dropped": 1.0}
+
+
 def test_a_round_without_a_rule_has_no_truth() -> None:
     assert truth({"return": [1.0, 2.0]}, {0}) == {}
 

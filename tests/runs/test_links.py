@@ -38,7 +38,7 @@ def test_pictures_are_drawn(tmp_path) -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path) -> None:
     with pytest.raises(Mistake, match="measured no KL"):
         links.heat(tmp_path / "a.png", RECORDS[:1])
-    with pytest.raises(Mistake, match=r"ends in \.png"):
+    with pytest.raises(Mistake, match=r"must end in \.png"):
         links.matrix(tmp_path / "a.jpeg", np.zeros((1, 1)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cli.look import read, together
+from cli.groups import read, together
 from runs import checkpoints
 from runs.directory import RunDirectory
 from runs.peers import Together, joined, save_weights

@@ -55,6 +55,18 @@ def test_long_names_do_not_lie_on_the_curves(tmp_path, drawn):
     assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
 
 
+def test_long_names_are_whole_within_the_picture(tmp_path, drawn):
+    names = [f"algorithm=policy-gradient, {'x' * 40}=1, {'y' * 40}=2, {'z' * 40}={k}" for k in range(12)]
+    plots.draw(tmp_path / "a.png", {name: curve([[1, 2], [3, 4]]) for name in names})
+    (axes,) = drawn
+    (legend,) = axes.figure.legends
+    assert [" ".join(text.get_text().split()) for text in legend.get_texts()] == [f"{name} (2 seeds)" for name in names]
+    picture, extent = axes.figure.bbox, legend.get_window_extent()
+    assert picture.x0 <= extent.x0 and extent.x1 <= picture.x1
+    assert picture.y0 <= extent.y0 and extent.y1 <= axes.get_window_extent().y0
+    assert axes.get_window_extent().height > 0.4 * 4.5 * axes.figure.dpi
+
+
 def test_a_plain_mean_is_drawn_where_it_is_asked_for(tmp_path, drawn):
     found = {"run": curve([[0, 0], [0, 0], [0, 0], [8, 4]])}
     plots.draw(tmp_path / "a.png", found)
@@ -78,5 +90,5 @@ def test_a_dozen_groups_have_a_dozen_colours(tmp_path, drawn):
 
 
 def test_a_picture_has_a_known_ending(tmp_path):
-    with pytest.raises(Mistake, match=r"ends in \.png"):
+    with pytest.raises(Mistake, match=r"must end in \.png"):
         plots.draw(tmp_path / "a.jpeg", {})

@@ -96,6 +96,8 @@ class Scripted(Grid):
             said[1] += 1
         elif what == "other-name":
             said[0] += 1
+        elif what.startswith("claims-"):
+            said[2:] = {"claims-no-step": [0, 0, 1], "claims-a-step": [11, 11, 1], "claims-updates": [10, 10, 2]}[what]
         elif what == "measures-a-round":
             entries = {f"{messages.MEASURED}{name}": 5.0 for name in ("round", "return", "steps", "wall_s", "missed")}
         elif what in ODD:

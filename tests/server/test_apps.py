@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import client.client_app
 from client.client_app import app as client_app
 from core.errors import Mistake
 from core.options import unflatten
+from flower.launch import QUIET, background, free_port, send
 from runs.directory import RunDirectory
 from server.server_app import app as server_app
 from server.server_app import app_config
@@ -85,6 +89,31 @@ def test_a_federation_leaves_a_run(config: dict[str, Any]) -> None:
         assert all(np.isfinite(weights[name]).all() for name in widths)
 
 
+def test_a_line_per_round_is_printed_whatever_the_log_level_of_flower(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        run = federate(config)
+    finally:
+        logger.setLevel(before)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"the run is in {run.path}"
+    assert [re.sub("  .*", "", line) for line in lines if line.startswith("round ")] == [
+        "round 1/3", "round 2/3", "round 3/3",
+    ]  # fmt: skip
+
+
+def test_a_server_app_leaves_curve_and_summary(config: dict[str, Any]) -> None:
+    run = federate(config)
+    assert run.curve.read_bytes().startswith(b"\x89PNG")
+    summary = json.loads(run.summary.read_text())
+    assert (summary["rounds"], summary["interrupted"]) == (3, False)
+    assert summary["final_return"] == pytest.approx(np.mean(run.read_metrics()[-1]["return"]))
+
+
 def test_a_session_survives_processes_that_do_not(config: dict[str, Any], tmp_path: Path) -> None:
     kept = dict(np.load(federate(config).weights))
     client.client_app._here.clear()
@@ -137,9 +166,8 @@ def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
     import os
 
     home, out = tmp_path / "home", tmp_path / "out"
-    env = os.environ | {
-        "FLWR_HOME": str(home), "FEDRL_STATE": str(tmp_path / "state"), "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    env = os.environ | QUIET | {
+        "FLWR_HOME": str(home), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()), "FEDRL_STATE": str(tmp_path / "state"),
         "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
@@ -153,16 +181,13 @@ def test_flwr_run_in_flowers_simulation(tmp_path: Path) -> None:
         assert out.exists(), done.stdout + done.stderr
         run = RunDirectory.open(out)
         assert [(record["round"], record["kept.policy"]) for record in run.read_metrics()] == [(1, [1, 1]), (2, [1, 1])]
-        assert run.weights.exists()
+        assert run.weights.exists() and run.curve.exists() and run.summary.exists()
+        assert "round 2/2  steps " in done.stdout
     finally:
         # The SuperLink that `flwr run` starts outlives it; ours is the one whose files lie in this home.
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                environ = (process / "environ").read_bytes()
-                if f"FLWR_HOME={home}".encode() in environ:
-                    os.kill(int(process.name), 15)
-            except (OSError, ProcessLookupError):
-                continue
+        left = [pid for pid, environ in background().items() if environ.get("FLWR_HOME") == str(home)]
+        send(set(left), signal.SIGTERM)
+    assert len(left) == 1
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])

@@ -106,7 +106,10 @@ def furthest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agents: int, *sett
 def test_exchanging_every_update_is_one_learner_with_the_union_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agents: int, settings: tuple[str, ...]
 ) -> None:
-    """Gradients under Adam, parameters under plain descent: 200 updates, float32."""
+    """Gradients under Adam, parameters under plain descent: 200 updates of small networks in float32.
+
+    At 256-256 rounding grows far beyond this bound: benchmarks/td3_union.py.
+    """
     updates, away = furthest(tmp_path, monkeypatch, agents, *settings)
     assert updates == 200
     assert away <= 1e-5
@@ -366,12 +369,15 @@ def test_who_missed_exchanges_is_sent_all_that_is_new(tmp_path: Path, monkeypatc
 
 
 def test_who_forgot_everything_is_sent_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that was killed without a snapshot tells of fewer steps than it took: the next order brings all."""
+    """A node that was killed without a snapshot tells of fewer steps than it took: the next order brings all.
+
+    The server counts what its answers took, also where the node has forgotten it.
+    """
     grid = type("Killed", (Silent,), {"reborn": 8})
     run = here(tmp_path / "here", config(), monkeypatch, grid)
     down = [record["bytes_down"][1] for record in run.read_metrics()]
     assert down[7:10] == [CRITIC, ACTOR + CRITIC, ACTOR]
-    assert run.read_metrics()[-1]["steps"] == [60, 35, 60]
+    assert run.read_metrics()[-1]["steps"] == [60, 60, 60]
 
 
 # --- what becomes one -------------------------------------------------------------------------------------------------

@@ -65,6 +65,24 @@ def test_bytes_are_edges_times_the_size_of_a_policy(
     assert "value" not in run.read_metrics()[-1]["parts"]
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "kl.matrix=[[0, 1, 3, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]",
+        f"kl.matrix={DIRECTED}",
+        "kl.matrix.edges=[[0, 1, 1], [0, 2, 3], [1, 0, 1]]",
+    ],
+)
+def test_a_graph_of_ones_own_runs_here_and_on_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    given = build(RunConfig, override(CONF | {"kl": {}}, [setting, "rounds=2"]))
+    one = local(tmp_path / "one", given)
+    away = here(tmp_path / "away", replace(given, engine="grpc"), monkeypatch)
+    for run in (one, away):
+        assert column(run, "bytes_down")[1] == [SIZE * edges for edges in (2, 1, 0, 0)]
+
+
 def test_four_agents_are_one_batched_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, train = list[int](), Session.train
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from agents.fleet import Bounds
 from client.session import RunConfig
 from core.errors import Failure, Mistake
 from core.options import build
@@ -72,6 +73,23 @@ def test_a_bad_answer_has_a_name_is_counted_and_never_reaches_the_rule(what: str
     assert weights(rounds) == [1.5] * 3
     assert (record["refused"], record["reasons"]) == ([1, 0, 0], {reason: 1})
     assert record["kept.policy"] == [None, 1, 1]
+
+
+@pytest.mark.parametrize("what", ["claims-no-step", "claims-a-step", "claims-updates"])
+def test_work_that_was_not_asked_for_is_refused(what: str) -> None:
+    """The order takes ten steps and at most one update: the mean is weighed by updates, a run may end by steps."""
+    rounds = begun(Scripted({10: (0, always(what)), 11: (1, always()), 12: (2, always())}), 3)
+    rounds.bounds = lambda work, measured: Bounds(10 * work, 10 * work, work)
+    record = rounds.round(1, EXTRA, judge=False)
+    assert (record["refused"], record["reasons"]) == ([1, 0, 0], {"impossible-work": 1})
+    assert (record["steps"], weights(rounds)) == ([0, 10, 10], [1.5] * 3)
+
+
+def test_steps_are_counted_by_the_server() -> None:
+    """What a party says it has lived through is its own affair: the node of this one says 10 after every round."""
+    rounds = begun(Scripted({10: (0, always()), 11: (1, lambda number: "nan" if number == 2 else "answer")}), 2)
+    steps = [rounds.round(number, EXTRA, judge=False)["steps"] for number in (1, 2, 3)]
+    assert steps == [[10, 10], [20, 10], [30, 20]]
 
 
 def test_what_a_party_measures_takes_no_place_of_ours() -> None:

@@ -141,6 +141,21 @@ def test_sigma_auto_is_measured_on_the_servers_own_trajectories_alone() -> None:
     assert found[0] == found[1]
 
 
+def test_batches_of_one_trajectory_have_a_measured_sigma(tmp_path: Path) -> None:
+    """One trajectory has no variance: the server measures it on ``own-batch`` of them, two at least."""
+    tiny = {
+        "algorithm": "policy-gradient", "strategy": "fedpg-br", "agents": 4, "rounds": 3, "steps": 0,
+        "evaluate-episodes": 0, "tensorboard": False, "world": {"id": "CartPole-v1", "copies": 4, "horizon": 50},
+        "policy-gradient": {"hidden": [4]}, "fedpg": {"batch-min": 1, "batch-max": 1, "own-batch": 2},
+    }  # fmt: skip
+    records = local(tmp_path / "run", build(RunConfig, tiny)).read_metrics()
+    assert [record["batch"] for record in records] == [1, 1, 1]
+    assert all(0 < record["sigma"] < math.inf for record in records)
+    V, threshold = 2 * math.log(2 * 4 / 0.6), records[0]["threshold.policy"]
+    assert math.isclose(threshold, 2 * records[0]["sigma"] * math.sqrt(V), rel_tol=1e-6)  # B = 1
+    assert all(math.isfinite(value) for value in checkpoints.load(tmp_path / "run" / "weights.npz")[0]["policy"][0])
+
+
 def test_sigma_follows_what_is_measured_with_memory() -> None:
     learner = Learner(scatter=4.0)
     strategy = fedpg(learner, memory=0.5, inner="none")

@@ -1,0 +1,41 @@
+"""``fedrl conf``: every key that a conf may hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from cli.screen import show_table
+from core.errors import Mistake
+
+
+def conf(
+    prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the keys as one JSON array.")] = False,
+) -> None:
+    """Every key that a conf may hold: its default, its range, its sentence."""
+    from core import registry
+    from core.options import keys
+    from runs.config import assembled
+
+    registry.load(list(registry.installed()))
+    found = [key for key in keys(assembled()) if key.name.startswith(prefix)]
+    if not found:
+        raise Mistake(f"no key begins with '{prefix}'")
+    if as_json:
+        print(json.dumps([asdict(key) for key in found]))
+        return
+    rows = [(key.name, written(key.default), key.kind, key.range, key.sentence) for key in found]
+    show_table(("key", "default", "kind", "range", "meaning"), rows)
+
+
+def written(default: Any) -> str:
+    """A default as ``--set`` takes it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "[]"
+    return str(default) or '""'

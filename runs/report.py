@@ -1,0 +1,47 @@
+"""What a run tells people: a line per round, and at its end the picture and the summary in its directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.counts import reached
+from runs import plots
+from runs.directory import RunDirectory
+
+
+def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
+    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
+    returns = [value for value in record["return"] if value is not None]
+    middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
+    rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
+    words = [
+        f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
+        f"steps {reached(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
+        f"return {middle}",
+        f"{rate:,.0f} steps/s",
+    ]
+    sent = sum(record["bytes_up"]) + sum(record["bytes_down"])
+    if sent:
+        words.append(f"{sent / 1000:,.0f} kB")
+    for name in ("missed", "refused", "left-out"):
+        agents = [str(agent) for agent, count in enumerate(record[name]) if count]
+        if agents:
+            words.append(f"{name}: {', '.join(agents)}")
+    rules = [row for name, row in record.items() if name.startswith("kept.")]
+    dropped = [str(agent) for agent in range(len(record["return"])) if any(row[agent] == 0 for row in rules)]
+    if dropped:
+        words.append(f"dropped: {', '.join(dropped)}")
+    return "  ".join(words)
+
+
+def finish(run: RunDirectory, summary: dict[str, Any], algorithm: str, world: str) -> dict[str, Any]:
+    """Draw the curve of a run and write its summary; returns the summary with the path of the picture.
+
+    There is no picture where no round measured a return.
+    """
+    records = run.read_metrics()
+    if any(value is not None for record in records for value in record["return"]):
+        plots.curves(run.curve, {algorithm: records}, f"{algorithm} on {world}")
+        summary = summary | {"picture": str(run.curve)}
+    run.write_summary(summary)
+    return summary
