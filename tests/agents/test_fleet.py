@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from client.session import RunConfig, Session
+from client.session import Session
 from core.errors import Failure
-from core.options import build
 from runs import checkpoints
+from runs.config import configure
 from tests.agents.tiny import Recorder
 
 SMALL = {
@@ -43,13 +43,13 @@ CASES = {
 GO_ON = """
 import json, sys
 from pathlib import Path
-from client.session import RunConfig, Session
-from core.options import build
+from client.session import Session
+from runs.config import configure
 from runs import checkpoints
 from tests.agents.tiny import Recorder
 folder = Path(sys.argv[1])
 for number, (conf, work) in enumerate(json.loads(sys.argv[2])):
-    session = Session(build(RunConfig, conf))
+    session = Session(configure(conf))
     session.load_state(checkpoints.load(folder / f"{number}.half.npz")[0])
     session.train(work)
     judged = session.evaluate()
@@ -62,7 +62,7 @@ def runs(tmp_path_factory):
     """Every case twice: uninterrupted, and in a new process from the checkpoint in the middle."""
     folder = tmp_path_factory.mktemp("runs")
     for number, one in enumerate(CASES.values()):
-        session = Session(build(RunConfig, one))
+        session = Session(configure(one))
         session.train(WORK[one["algorithm"]])
         checkpoints.save(folder / f"{number}.half.npz", session.state(), {})
         session.train(WORK[one["algorithm"]])
@@ -88,11 +88,11 @@ def test_saved_and_continued_elsewhere_is_uninterrupted(runs, case):
 
 
 def test_a_state_of_another_fleet_is_refused_by_name():
-    session = Session(build(RunConfig, conf("ppo", "CartPole-v1")))
-    wider = Session(build(RunConfig, conf("ppo", "CartPole-v1", hidden=[9])))
+    session = Session(configure(conf("ppo", "CartPole-v1")))
+    wider = Session(configure(conf("ppo", "CartPole-v1", hidden=[9])))
     with pytest.raises(Failure, match=r"fleet\.policy"):
         session.load_state(wider.state())
-    other = Session(build(RunConfig, conf("td3", "Pendulum-v1")))
+    other = Session(configure(conf("td3", "Pendulum-v1")))
     with pytest.raises(Failure, match=r"'fleet\."):
         session.load_state(other.state())
 
@@ -103,7 +103,7 @@ KINDS = {"policy-gradient": "CartPole-v1", "ppo": "CartPole-v1", "td3": "Pendulu
 
 
 def session_of(algorithm, numbers):
-    return Session(build(RunConfig, conf(algorithm, KINDS[algorithm], agents=4)), numbers)
+    return Session(configure(conf(algorithm, KINDS[algorithm], agents=4)), numbers)
 
 
 def same(one, i, other, j):
@@ -187,7 +187,7 @@ def test_judging_moves_nothing(algorithm):
 @pytest.mark.parametrize("world", ["CartPole-v1", "Pendulum-v1"])
 def test_a_rollout_in_one_loop_is_a_rollout_step_by_step(algorithm, world):
     """Behind a recorder a world hands out no compiled step: the fleet learns the same, to the last bit or nearly."""
-    config = build(RunConfig, conf(algorithm, world, agents=3))
+    config = configure(conf(algorithm, world, agents=3))
     quick, slow = Session(config).fleet, Session(config).fleet
     slow.worlds = Recorder(slow.worlds)
     reports = [fleet.train(2 * WORK[algorithm]) for fleet in (quick, slow)]

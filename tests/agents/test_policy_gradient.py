@@ -197,9 +197,9 @@ def test_a_thousand_agents_fit_in_a_process():
     """CartPole, five batches: under 2 GB for the whole process, interpreter and compiler included."""
     program = """
 import resource
-from client.session import RunConfig, Session
-from core.options import build
-session = Session(build(RunConfig, {
+from client.session import Session
+from runs.config import configure
+session = Session(configure({
     "algorithm": "policy-gradient", "agents": 1000, "evaluate-episodes": 0,
     "world": {"id": "CartPole-v1", "copies": 4}, "policy-gradient": {"batch": 4},
 }))

@@ -12,31 +12,22 @@ import pytest
 from flwr.app import Message, MessageType, RecordDict
 from gymnasium import spaces
 
-from attacks.attacks import (
-    FALSE_WORLDS,
-    KINDS,
-    LIES,
-    About,
-    AttackConfig,
-    Plan,
-    Silence,
-    attackers,
-    drawn_in,
-    hidden_by,
-    layers,
-    lies,
-)
+from attacks.attack import About, AttackConfig, find
 from attacks.false_worlds import FalseWorlds
+from attacks.forgeries import drawn_in, forge, hidden_by
+from attacks.plan import Plan, Silence
 from cli.node import node
 from client import answers
 from client.party import Party
-from client.session import RunConfig, Session
+from client.session import Session
+from core import registry
 from core.errors import Mistake
 from core.options import build, flatten, nested
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from flower.control import Control
 from flower.launch import processes, start_node, superlink, wait
+from runs.config import RunConfig, configure, flat_for_flower
 from runs.directory import RunDirectory
 from runs.ledger import Ledger
 from server.federate import federate, make_strategy
@@ -45,6 +36,9 @@ from server.rounds import Rounds
 from strategies import messages
 from strategies.federation import FederationConfig
 
+KINDS = registry.names("attack")
+FORGED = [kind for kind in KINDS if find(kind).forge]
+FALSE_WORLDS = [kind for kind in KINDS if find(kind).worlds]
 HONEST = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, -1.0]])
 PENDULUM = {"id": "Pendulum-v1", "copies": 2, "horizon": 20}
 SEEDS = agent_seeds(0, [4, 5])
@@ -54,7 +48,7 @@ def lie(kind: str, rows: Any = HONEST, number: int = 1, came: Any = None, **give
     """The lies of agents 4 and 5 of ten."""
     given = {"agents": 10} | given
     rows = np.asarray(rows, np.float32)
-    return lies(kind, rows, SEEDS[: len(rows)], number, About(**given), came)
+    return forge(kind, rows, SEEDS[: len(rows)], number, About(**given), came)
 
 
 def run_config(kind: str = "none", byzantine: int = 2, agents: int = 5, **more: Any) -> RunConfig:
@@ -66,7 +60,7 @@ def run_config(kind: str = "none", byzantine: int = 2, agents: int = 5, **more: 
         "ppo": {"hidden": [4], "rollout": 8, "minibatches": 2},
         "attack": {"kind": kind, "byzantine": byzantine if kind != "none" else 0},
     }  # fmt: skip
-    return build(RunConfig, tiny | more)
+    return configure(tiny | more)
 
 
 def order(session: Session, number: int = 1, exchange: str = "gradients", node: int = 1) -> Message:
@@ -141,7 +135,7 @@ def test_large_noise_is_uniform() -> None:
 def test_pairwise_distance_is_that_far_off_the_mean_and_nothing_for_one_alone() -> None:
     rows = np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]])
     seeds = agent_seeds(0, [4, 5, 6])
-    found = lies("pairwise-distance", rows.astype(np.float32), seeds, 1, About(10))
+    found = forge("pairwise-distance", rows.astype(np.float32), seeds, 1, About(10))
     assert (found == found[0]).all()
     np.testing.assert_allclose(np.linalg.norm(found[0] - rows.mean(axis=0)), 1.5 * 5, rtol=1e-5)
     direction = drawn_in(1, seeds[:1], "lie ").normal(2)[0]
@@ -167,7 +161,7 @@ def test_lies_follow_from_seed_agent_part_and_round(kind: str) -> None:
         np.testing.assert_array_equal(first[:1], lie(kind, HONEST[:1]))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LIES if kind != "nan"])
+@pytest.mark.parametrize("kind", [kind for kind in FORGED if kind != "nan"])
 def test_of_weights_the_update_is_lied_about(kind: str) -> None:
     came = np.array([[4.0, -2.0, 8.0]] * 2, np.float32)
     false = lie(kind)
@@ -184,11 +178,11 @@ def test_layers_are_those_of_the_network(algorithm: str, part: str, networks: in
     width, hidden = fleet.parts[part].shape[1], 6 if algorithm == "td3" else 4
     inputs = 4 if part == "critic" else 3
     sizes = [inputs * hidden, hidden, hidden, 1] * networks + ([1] if part == "policy" else [])  # a log_std
-    found = layers(fleet, part, width)
+    found = fleet.layers(part, width)
     assert [at.stop - at.start for at in found] == sizes
     assert [at.start for at in found] == np.cumsum([0, *sizes[:-1]]).tolist()
     assert found[-1].stop == width
-    assert layers(fleet, "unknown", 7) == [slice(None)]
+    assert fleet.layers("unknown", 7) == [slice(None)]
 
 
 # Who does what, when.
@@ -211,7 +205,7 @@ def test_the_grammar_of_plans() -> None:
         ["none", "none", "none", "zero"], ["nan", "none", "none", "zero"], ["none", "none", "none", "zero"],
     ]  # fmt: skip
     assert does("none", 1) == ["none"] * 4
-    for kind in set(KINDS) - {"none"}:
+    for kind in KINDS:
         assert does(kind, 1, byzantine=1)[3] == kind
     chosen = Plan(AttackConfig(kind="zero", agents=(1,)), 3)
     assert [chosen.honest(agent) for agent in range(3)] == [True, False, True]
@@ -220,7 +214,7 @@ def test_the_grammar_of_plans() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"kind": "sing-flip", "byzantine": 1}, "did you mean 'sign-flip'.*there are none, random-noise"),
+        ({"kind": "sing-flip", "byzantine": 1}, "did you mean 'sign-flip'.*there are .*random-noise"),
         ({"kind": "zero@0", "byzantine": 1}, "the first round is 1"),
         ({"kind": "zero@x", "byzantine": 1}, r"\[AGENT:\]ATTACK\[@ROUND\]"),
         ({"kind": "zero,", "byzantine": 1}, r"\[AGENT:\]ATTACK"),
@@ -250,8 +244,9 @@ def test_nonsense_is_refused_before_anything_starts(given: dict[str, Any], words
 
 def test_the_truth_for_whoever_counts_what_a_filter_found() -> None:
     config = run_config(attack={"byzantine": 2, "kind": "none,zero@3,0:delay"})
-    assert [attackers(config, number) for number in (1, 3)] == [set(), {3, 4}]
-    assert attackers(run_config(), 1) == set()
+    plan = Plan(config.attack, config.agents)
+    assert [plan.attackers(number) for number in (1, 3)] == [set(), {3, 4}]
+    assert Plan(run_config().attack, 5).attackers(1) == set()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +261,7 @@ def test_a_node_refuses_an_attack_that_is_none(attack: str, words: str) -> None:
 # Colluders, and honest agents beside them.
 
 
-@pytest.mark.parametrize("kind", [*LIES])
+@pytest.mark.parametrize("kind", FORGED)
 def test_liars_see_their_own_rows_and_nothing_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(run_config(kind, byzantine=3, agents=7))
     learned, report = session.measure("policy", 1)
@@ -280,8 +275,8 @@ def test_liars_see_their_own_rows_and_nothing_else(kind: str, monkeypatch: pytes
             np.testing.assert_array_equal(sent[-1][k], rows[k])
     for k in range(4, 7):
         np.testing.assert_array_equal(sent[0][k], sent[1][k])
-    seeds, widths = session.fleet.seeds[4:], layers(session.fleet, "policy", learned.shape[1])
-    expected = lies(kind, learned[4:], seeds, 1, About(7, widths, part="policy"))
+    seeds, widths = session.fleet.seeds[4:], session.fleet.layers("policy", learned.shape[1])
+    expected = forge(kind, learned[4:], seeds, 1, About(7, widths, part="policy"))
     np.testing.assert_array_equal(sent[0][4:], expected)
 
 
@@ -313,7 +308,7 @@ def test_a_liar_on_a_node_of_its_own_does_what_it_does_among_others(kind: str, a
     exchange = "weights" if algorithm == "ppo" else "gradients"
     given: dict[str, Any] = {"algorithm": algorithm, "world": PENDULUM}
     together, honest = Session(run_config(f"none,{kind}@2", **given)), Session(run_config(**given))
-    party = Party(4, flatten(run_config(**given)), "run", tmp_path, f"none,{kind}@2")
+    party = Party(4, flat_for_flower(run_config(**given)), "run", tmp_path, f"none,{kind}@2")
     for number in (1, 2):
         mine = row(party.answer(order(together, number, exchange)))
         all_of_us, truth = train(together, number, exchange), train(honest, number, exchange)
@@ -341,7 +336,7 @@ class Told:
             return found
 
         true.step = noting
-        self.worlds = FalseWorlds(true, kind, drawn_in(1, seeds, "attack", lanes=4))
+        self.worlds: FalseWorlds = find(kind).worlds(true, drawn_in(1, seeds, "attack", lanes=4))
 
     def play(self, steps: int, active: Any = None) -> list[np.ndarray]:
         space = self.worlds.action_space
@@ -396,9 +391,8 @@ def test_copies_that_stand_still_draw_nothing_and_company_changes_nothing(kind: 
 def test_a_part_of_false_worlds_is_a_false_world() -> None:
     seeds = agent_seeds(3, [0, 1, 2])
     whole, straight = (
-        FalseWorlds(
+        find("reward-shuffle").worlds(
             make_worlds(WorldConfig(id="Pendulum-v1", copies=4, horizon=50), seeds),
-            "reward-shuffle",
             drawn_in(1, seeds, "attack", lanes=4),
         )
         for _ in range(2)

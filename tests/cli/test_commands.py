@@ -14,9 +14,9 @@ import pytest
 from typer.models import ParameterInfo
 
 import cli.main
-from client.session import RunConfig
-from core.options import build, nested, unflatten
+from core.options import nested, unflatten
 from flower.launch import free_port
+from runs.config import assembled, configure
 from runs.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -97,12 +97,10 @@ def test_every_key_as_json_is_what_a_conf_takes(
     told = {key["name"]: key for key in json.loads(capsys.readouterr().out)}
     assert all(set(key) == {"name", "default", "kind", "range", "sentence", "choices"} for key in told.values())
     # The defaults make the default configuration, and every choice is one that a conf may hold.
-    assert nested(build(RunConfig, unflatten({name: key["default"] for name, key in told.items()}))) == nested(
-        RunConfig()
-    )
+    assert nested(configure(unflatten({name: key["default"] for name, key in told.items()}))) == nested(assembled()())
     for name, key in told.items():
         for choice in key["choices"]:
-            build(RunConfig, unflatten({name: choice}))
+            configure(unflatten({name: choice}))
     assert "td3" in told["algorithm"]["choices"] and not told["td3.gamma"]["choices"]
     assert fedrl(monkeypatch, "conf", "td3.", "--json") == 0
     assert [key["name"] for key in json.loads(capsys.readouterr().out)] == [name for name in told if "td3." in name[:4]]
@@ -212,7 +210,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     conf.write_text(CONF)
     file.write_text("x")
     folder.mkdir()
-    RunDirectory.create(run, nested(build(RunConfig, {}))).best.touch()
+    RunDirectory.create(run, nested(configure({}))).best.touch()
     (swept / "sweep.png").mkdir(parents=True)
     (swept / "sweep.json").write_text('{"grid": {}, "seeds": [0]}')
     (swept / "sweep.toml").write_text(CONF)

@@ -18,12 +18,11 @@ import pytest
 import tomli_w
 
 from cli.peer import peer
-from client.session import RunConfig
 from core.errors import Failure, Mistake
-from core.options import build
 from flower.launch import free_port, processes, start_peer, wait
 from gossip.peer import peer as serve
 from runs import checkpoints
+from runs.config import configure
 from runs.directory import RunDirectory
 from runs.peers import joined
 
@@ -155,7 +154,7 @@ def test_who_comes_back_when_the_others_are_done_says_what_it_has(tmp_path: Path
 
     def goes(number: int, rounds: int, start_s: float) -> dict[str, Any]:
         gossip = {**CONF["gossip"], "roster": roster, "start-s": start_s}
-        config = build(RunConfig, {**CONF, "agents": 2, "rounds": 6, "evaluate-episodes": 0, "gossip": gossip})
+        config = configure({**CONF, "agents": 2, "rounds": 6, "evaluate-episodes": 0, "gossip": gossip})
         return serve(config, number, "", runs[number], stop=lambda: len(runs[number].read_metrics()) >= rounds)
 
     with ThreadPoolExecutor(2) as pool:
@@ -249,7 +248,7 @@ def test_a_taken_port_of_a_node_is_one_sentence(tmp_path: Path, taken: str) -> N
 
 def test_a_port_that_is_taken_at_the_last_moment_is_the_same_sentence(taken: str) -> None:
     roster = {"0": taken, "1": f"127.0.0.1:{free_port()}"}
-    config = build(RunConfig, {**CONF, "agents": 2, "gossip": {**CONF["gossip"], "roster": roster}})
+    config = configure({**CONF, "agents": 2, "gossip": {**CONF["gossip"], "roster": roster}})
     with pytest.raises(Failure, match=f"peer 0 cannot listen at {taken}: is the port taken"):
         serve(config, 0, "", RunDirectory(Path("nowhere")))
 

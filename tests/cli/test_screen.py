@@ -16,8 +16,8 @@ import pytest
 from rich.text import Text
 
 from cli.screen import show_table
-from client.session import RunConfig
-from core.options import build, keys, nested, override
+from core.options import keys, nested, override
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory
 
 BOX = re.compile("[\u2500-\u257f\u2026]")  # box-drawing characters, and what stands for something cut off
@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("runs")
     for rule in ("krum", "trimmed-mean"):
         conf = override({"agents": 2}, ["strategy=fedavg", f"federation.rule={rule}", "federation.byzantine=0"])
-        run = RunDirectory.create(place / f"a-long-name-of-a-run-with-the-rule-{rule}", nested(build(RunConfig, conf)))
+        run = RunDirectory.create(place / f"a-long-name-of-a-run-with-the-rule-{rule}", nested(configure(conf)))
         counts = {"steps": [1000, 1000], "bytes_up": [5, 5], "bytes_down": [0, 0], "wall_s": 1.5}
         run.log({"round": 1, "return": [1.0, 3.0], "kept.policy": [1, 0]} | counts)
     return place

@@ -18,9 +18,9 @@ import pytest
 
 import cli.main
 from cli import groups, sweep
-from client.session import RunConfig
 from core.errors import Mistake
-from core.options import build, nested, override
+from core.options import nested, override
+from runs.config import configure
 from runs.directory import RunDirectory
 
 CONF = """
@@ -253,7 +253,7 @@ def test_folders_of_odd_values_differ():
 
 def made(path: Path, *settings: str, returns=((1.0, 3.0), (2.0, 4.0))) -> Path:
     """A run that never ran."""
-    run = RunDirectory.create(path, nested(build(RunConfig, override({"agents": 2}, list(settings)))))
+    run = RunDirectory.create(path, nested(configure(override({"agents": 2}, list(settings)))))
     for number, values in enumerate(returns, start=1):
         sent = {"steps": [10 * number] * 2, "bytes_up": [5, 5], "bytes_down": [0, 0], "wall_s": 1.0 * number}
         run.log({"round": number, "return": list(values), **sent})

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from flwr.app import Message, MessageType, RecordDict
 
-from client.party import KEPT, Party, run_config, run_name
-from client.session import from_person
+from client.party import KEPT, Party, run_name
 from core.errors import Mistake
 from core.options import flatten
+from runs.config import from_flower, from_user
 
 MODULE = """
 import gymnasium
@@ -50,23 +50,23 @@ def test_a_run_that_is_sent_opens_no_file(key: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path / "mine.json")):
         with pytest.raises(Mistake, match=f"'{key}' is .* or JSON; files are read where a conf is"):
-            run_config({"agents": 2, key: name})
+            from_flower({"agents": 2, key: name})
     for name in ("/dev/zero", str(tmp_path / "pipe")):
         table, _, last = key.partition(".")
         with pytest.raises(Mistake, match=f"'{key}' is .* or a file that holds it, not '{name}'"):
-            from_person({"agents": 2, table: {last: name}})
+            from_user({"agents": 2, table: {last: name}})
 
 
 @pytest.mark.parametrize("key", ["kl.matrix", "gossip.topology"])
 def test_a_file_that_a_person_names_travels_as_what_it_holds(key: str, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("[[0, 1],\n [1, 0]]\n")
     table, _, last = key.partition(".")
-    config = from_person({"agents": 2, table: {last: str(tmp_path / "mine.json")}})
+    config = from_user({"agents": 2, table: {last: str(tmp_path / "mine.json")}})
     assert flatten(config)[key] == "[[0,1],[1,0]]"
-    assert run_config(flatten(config)) == config
+    assert from_flower(flatten(config)) == config
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(Mistake, match="holds no JSON"):
-        from_person({"agents": 2, table: {last: str(tmp_path / "deep.json")}})
+        from_user({"agents": 2, table: {last: str(tmp_path / "deep.json")}})
 
 
 def test_old_runs_are_forgotten_and_nothing_else(tmp_path: Path) -> None:

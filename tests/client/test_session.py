@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import tomli_w
 
-from client.session import PartyConfig, RunConfig, Session, from_person
+from client.session import Session
 from core.errors import Failure, Mistake
-from core.options import build, flatten, nested, override, unflatten
+from core.options import flatten, nested, override, unflatten
 from envs import WorldConfig
+from runs.config import assembled, configure, from_user
 
 PENDULUM = WorldConfig(id="Pendulum-v1", horizon=20)
 
 
 def session(algorithm: str = "ppo", agents: int = 4, **world: object) -> Session:
     defaults = {"id": "CartPole-v1", "copies": 2} if algorithm != "td3" else {"id": "Pendulum-v1", "horizon": 20}
-    config = PartyConfig(algorithm=algorithm, agents=agents, evaluate_episodes=3, world=WorldConfig(**defaults | world))
+    config = assembled()(algorithm=algorithm, agents=agents, evaluate_episodes=3, world=WorldConfig(**defaults | world))
     object.__setattr__(config.td3, "learning_starts", 10)
     object.__setattr__(config.td3, "capacity", 50)
     object.__setattr__(config.td3, "batch", 8)
@@ -51,7 +52,7 @@ def test_judging_depends_on_how_far_an_agent_is_and_on_nothing_else() -> None:
 
 def test_judging_without_worlds_is_refused() -> None:
     with pytest.raises(Mistake, match="evaluate-episodes"):
-        Session(PartyConfig(evaluate_episodes=0)).evaluate()
+        Session(assembled()(evaluate_episodes=0)).evaluate()
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "policy-gradient", "td3"])
@@ -144,21 +145,21 @@ ROWS, EDGES = [[0, 1], [1, 0]], {"edges": [[0, 1, 1.0], [1, 0, 1.0]]}
 )
 def test_a_graph_may_be_a_list_a_table_or_a_text_in_a_conf(room: str, key: str, written: str, meant: object) -> None:
     """Flower's configuration holds numbers and texts only, so all of them become a text."""
-    config = from_person(tomllib.loads(f"[{room}]\n" + written.format(room=room, key=key)))
+    config = from_user(tomllib.loads(f"[{room}]\n" + written.format(room=room, key=key)))
     text = getattr(getattr(config, room), key)
     assert json.loads(text) == meant
     assert {type(value) for value in flatten(config).values()} <= {bool, int, float, str}
-    assert build(RunConfig, unflatten(flatten(config))) == config
-    assert build(RunConfig, tomllib.loads(tomli_w.dumps(nested(config)))) == config
+    assert configure(unflatten(flatten(config))) == config
+    assert configure(tomllib.loads(tomli_w.dumps(nested(config)))) == config
 
 
 @pytest.mark.parametrize("value", [ROWS, EDGES])
 @pytest.mark.parametrize("key", ["kl.matrix", "gossip.topology"])
 def test_a_graph_may_be_set_on_the_command_line(key: str, value: object) -> None:
-    assert json.loads(str(flatten(from_person(override({}, [f"{key}={json.dumps(value)}"])))[key])) == value
+    assert json.loads(str(flatten(from_user(override({}, [f"{key}={json.dumps(value)}"])))[key])) == value
 
 
 @pytest.mark.parametrize("written", ["matrix = 3", "matrix = true", "matrix = 1979-05-27", "matrix = [1979-05-27]"])
 def test_a_graph_of_another_kind_is_refused_by_name(written: str) -> None:
     with pytest.raises(Mistake, match=r"'kl\.matrix' (is a text|holds lists, tables, numbers and texts), not "):
-        from_person({"kl": tomllib.loads(written)})
+        from_user({"kl": tomllib.loads(written)})

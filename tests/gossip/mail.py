@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gossip.medium import F32, F64, Bools, Heard, Lies, flaw
 from strategies.graphs.topology import Topology
+from strategies.medium import F32, F64, Bools, Forged, Received, flaw
 
 PATIENCE_S = 60.0
 LARGEST = 1e6
@@ -46,12 +46,12 @@ class Mail:
         self.post, self.peers, self.network = post, [peer], post.topology.peers
 
     def mix(
-        self, number: int, x: F32, y: F64, lies: Lies | None = None, refused: Bools | None = None
+        self, number: int, x: F32, y: F64, forged: Forged | None = None, refused: Bools | None = None
     ) -> tuple[F32, F64]:
         (me,), links = self.peers, self.post.topology.links(number)
         kept = 0.0
         for to, part in links.sent_by(me).items():
-            row, useless = x[0] if lies is None or to == me else lies(to).get(0, x[0]), False
+            row, useless = x[0] if forged is None or to == me else forged(to).get(0, x[0]), False
             if refused is not None and refused[0, to]:
                 kept, useless = kept + part, True
             share = None if useless else ((np.float64(part) * row).astype(np.float32), part * y[0])
@@ -66,20 +66,20 @@ class Mail:
         return total.astype(np.float32)[None], np.array([mass])
 
     def tell(
-        self, number: int, tag: str, turn: int, vectors: F32, lies: Lies | None = None, final: Bools | None = None
-    ) -> list[Heard]:
+        self, number: int, tag: str, turn: int, vectors: F32, forged: Forged | None = None, final: Bools | None = None
+    ) -> list[Received]:
         (me,) = self.peers
         last = final is not None and bool(final[0])
         for to in range(self.network):
-            row = vectors[0] if lies is None or to == me else lies(to).get(0, vectors[0])
+            row = vectors[0] if forged is None or to == me else forged(to).get(0, vectors[0])
             # A last word is said in all turns that may come.
             for later in range(turn, turn + 50 if last else turn + 1):
                 self.post.send((number, tag, later), to, me, row.copy())
         if last:
-            return [Heard(np.empty(0, np.int64), vectors[:0])]
+            return [Received(np.empty(0, np.int64), vectors[:0])]
         came = self.post.wait((number, tag, turn), me, range(self.network))
         good = [k for k, row in came.items() if not flaw(row, vectors.shape[1], LARGEST)]
-        return [Heard(np.array(good), np.stack([came[k] for k in good]))]
+        return [Received(np.array(good), np.stack([came[k] for k in good]))]
 
     def counts(self) -> dict[str, list[int]]:
         return {}

@@ -12,9 +12,9 @@ import tomli_w
 
 from flower.launch import free_port, processes, start_peer, wait
 from gossip import gossip_pb2 as pb
-from gossip.medium import F32, F64
 from gossip.wire import Wire
 from runs.directory import RunDirectory
+from strategies.medium import F32, F64
 from tests.gossip.network import QUICK, Faults, Net, network, starts, together, until, within
 
 LIMIT_S = 30.0  # for anything that a busy machine may delay

@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.session import RunConfig, Session
+from client.session import Session
 from core.errors import Mistake
-from core.options import build
 from gossip.mixing import Network
-from gossip.peers import STRATEGIES, DecByzPG, FedPGDec, Gossip, Peers
-from gossip.run import check, distances, gossip, network
+from gossip.run import distances, gossip, network
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory
 from server import engines
-from strategies.graphs.topology import NAMES, Topology
+from strategies.dec_byz_pg import DecByzPG
+from strategies.fedpg_dec import FedPGDec
+from strategies.graphs.topology import Topology, graph, names
+from strategies.method import chosen
+from strategies.peers import Peers
+from strategies.push_sum import Gossip
 from tests.gossip.mail import Mail, Post, together
+
+# Those that connect all peers.
+NAMES = [name for name in names() if graph(name).connected]
 
 # One way, and not alike: y leaves 1, and the first peer hears less than it says.
 ONE_WAY = '{"edges": [[1, 0, 1], [2, 0, 1], [2, 1, 1], [3, 2, 1], [0, 3, 1]]}'
@@ -40,13 +47,14 @@ def configured(base: dict[str, Any], agents: int = 4, **more: Any) -> RunConfig:
     values = dict(base) | {"agents": agents}
     for name, value in more.items():
         values[name] = values.get(name, {}) | value if isinstance(value, dict) else value
-    return build(RunConfig, values)
+    return configure(values)
 
 
 def made(config: RunConfig) -> Peers:
+    config.check()
     session = Session(config)
-    check(config, session)
-    return STRATEGIES[config.strategy](config, session, network(config, session))
+    found: Peers = chosen(config)(config, session, network(config, session))
+    return found
 
 
 def test_the_biased_vector_is_what_is_carried_on() -> None:
@@ -88,7 +96,7 @@ def test_a_process_per_peer_finds_what_all_in_one_find(strategy: str, topology: 
     post = Post(whole.medium.topology)  # type: ignore[attr-defined]
 
     def one(peer: int) -> np.ndarray:
-        peers = STRATEGIES[strategy](config, Session(config, [peer]), Mail(post, peer))
+        peers = chosen(config)(config, Session(config, [peer]), Mail(post, peer))
         for number in range(1, 11):
             peers.round(number, False)
         return peers.weights[0]
@@ -105,7 +113,7 @@ def test_a_process_per_peer_refuses_whom_all_in_one_refuse() -> None:
     post = Post(whole.medium.topology)  # type: ignore[attr-defined]
 
     def one(peer: int) -> np.ndarray:
-        peers = STRATEGIES["gossip"](config, Session(config, [peer]), Mail(post, peer))
+        peers = chosen(config)(config, Session(config, [peer]), Mail(post, peer))
         for number in range(1, 7):
             peers.round(number, False)
         return peers.weights[0]

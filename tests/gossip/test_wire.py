@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attacks import attacks
+from attacks import forgeries
+from attacks.attack import About, AttackConfig, find
+from core import registry
 from core.errors import Failure
 from gossip import gossip_pb2 as pb
 from gossip.inbox import AHEAD
-from gossip.medium import F32, F64, Lies
 from gossip.mixing import Network
 from gossip.wire import Wire
-from strategies.graphs.topology import NAMES, Topology
+from strategies.graphs.topology import Topology, graph, names
+from strategies.medium import F32, F64, Forged
 from tests.gossip.network import QUICK, Faults, Net, network, starts, together
+
+# Those that connect all peers.
+FORGED = [name for name in registry.names("attack") if find(name).forge]
+NAMES = [name for name in names() if graph(name).connected]
 
 BAD = {"loss": 0.2, "twice": 0.2, "delay": 0.2, "reorder": 0.2}
 
@@ -34,7 +40,7 @@ def quiet_for_ten(peer: int, number: int) -> float:
     return quiet(peer, number) if 6 <= number < 16 else 0.0
 
 
-Tell = Callable[[int, F32], Lies | None]  # what a peer says instead of x, in a round
+Tell = Callable[[int, F32], Forged | None]  # what a peer says instead of x, in a round
 
 
 def mixes(wire: Wire, x: F32, y: F64, rounds: int, lies: Tell = lambda number, x: None) -> tuple[F32, F64, list[F32]]:
@@ -94,25 +100,22 @@ REASONS = {"nan": "not-finite", "wrong-shape": "wrong-layout"}
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [*((kind, REASONS.get(kind, "")) for kind in [*attacks.LIES, "silence"]), ("large-noise", "huge")],
+    [*((kind, REASONS.get(kind, "")) for kind in [*FORGED, "silence"]), ("large-noise", "huge")],
 )
 def test_lies_of_every_kind_break_nobody_not_even_the_liar(kind: str, reason: str) -> None:
     """Peer 1 of 3 lies to its neighbours. Where nobody takes the lie, no mass has come or gone."""
     X, Y = starts(3, 40)
-    about = attacks.About(3, config=attacks.AttackConfig(large_noise=1e8 if reason else 1e3))
+    about = About(3, config=AttackConfig(large_noise=1e8 if reason else 1e3))
 
-    def told(number: int, x: F32) -> Lies:
+    def told(number: int, x: F32) -> Forged:
         came = 0.9 * x
-        return lambda to: {0: attacks.lies(kind, x, [7], number, about._replace(recipient=to), came)[0]}
+        return lambda to: {0: forgeries.forge(kind, x, [7], number, about._replace(recipient=to), came)[0]}
 
     with network("ring", 3, 40, after=quiet if kind == "silence" else lambda peer, number: 0.0) as net:
         wires = [net.start(k) for k in range(3)]
         jobs = [(wire, X[k : k + 1], Y[k : k + 1], 4) for k, wire in enumerate(wires)]
         found = together(
-            [
-                lambda job=job, k=k: mixes(*job, *[told] * (k == 1 and kind in attacks.LIES))
-                for k, job in enumerate(jobs)
-            ]
+            [lambda job=job, k=k: mixes(*job, *[told] * (k == 1 and kind in FORGED)) for k, job in enumerate(jobs)]
         )
         reasons = [wire.reasons() for wire in wires]
     x, y = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])

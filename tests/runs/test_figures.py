@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from core.counts import reached
 from core.errors import Mistake
 from runs import figures
 
@@ -125,13 +126,13 @@ def test_over_seeds():
 
 def test_what_a_share_of_the_agents_has_reached():
     """Half of five are three, half of four are two; fewer than half cannot move it beyond what another one says."""
-    assert figures.reached([7]) == 7
-    assert figures.reached([1, 2]) == 2
-    assert figures.reached([0, 5, 10**9]) == 5
-    assert figures.reached([3, 0, 4, 10**9]) == 4
-    assert figures.reached([0, 0, 5, 6, 7]) == 5
-    assert figures.reached([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], share=0.2) == 9
-    assert figures.reached([1, 2, 3], share=1.0) == 1
+    assert reached([7]) == 7
+    assert reached([1, 2]) == 2
+    assert reached([0, 5, 10**9]) == 5
+    assert reached([3, 0, 4, 10**9]) == 4
+    assert reached([0, 0, 5, 6, 7]) == 5
+    assert reached([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], share=0.2) == 9
+    assert reached([1, 2, 3], share=1.0) == 1
 
 
 def test_the_band_of_equal_values_is_a_point():

@@ -9,8 +9,9 @@ import pytest
 from flwr.app import Context, RecordDict
 
 import client.client_app
-from client.session import RunConfig, Session
+from client.session import Session
 from core.options import flatten
+from runs.config import RunConfig
 from runs.directory import RunDirectory
 from server.engines import prepare
 from server.federate import federate

@@ -23,9 +23,9 @@ from client.client_app import app as client_app
 from core.errors import Mistake
 from core.options import unflatten
 from flower.launch import QUIET, background, free_port, send
+from runs.config import app_config
 from runs.directory import RunDirectory
 from server.server_app import app as server_app
-from server.server_app import app_config
 
 ROOT = Path(__file__).parents[2]
 

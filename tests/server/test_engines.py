@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import tomli_w
 
-from client.session import RunConfig
 from core.errors import Failure
-from core.options import build, flatten, nested, override
+from core.options import flatten, nested, override
 from flower.control import Control
 from flower.launch import QUIET, processes, spawn, start_node, superlink
 from runs import checkpoints
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory, read_toml
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_stock_supernodes_and_flwr_run_are_local(conf: Path, tmp_path: Path) -> 
         "PATH": os.pathsep.join([str(binaries), os.environ["PATH"]]),
     }  # fmt: skip
     # Each of their answers comes from a process of its own, which compiles anew: a busy machine takes a minute for two.
-    config = build(RunConfig, override(read_toml(conf), ["rounds=2", "engine=grpc", "federation.deadline-s=300"]))
+    config = configure(override(read_toml(conf), ["rounds=2", "engine=grpc", "federation.deadline-s=300"]))
     settings = tmp_path / "settings.toml"
     given = flatten(config) | {"directory": str(tmp_path / "run")}
     settings.write_text(tomli_w.dumps(dict(given)))
@@ -236,14 +236,14 @@ def test_ctrl_c_over_grpc_leaves_a_resumable_run_and_no_process(conf: Path, tmp_
 
 
 def run_config(run: RunDirectory) -> RunConfig:
-    return build(RunConfig, run.read_conf())
+    return configure(run.read_conf())
 
 
 @contextmanager
 def federating(conf: Path, tmp_path: Path, *settings: str, database: Path | None = None) -> Iterator[Any]:
     """A SuperLink, and a run of many rounds of three agents whose nodes the test starts."""
     always = ["rounds=100000", "agents=3", "checkpoint-every=1", "federation.deadline-s=2", "federation.quorum=0.6"]
-    config = build(RunConfig, override(read_toml(conf), [*always, "engine=grpc", *settings]))
+    config = configure(override(read_toml(conf), [*always, "engine=grpc", *settings]))
     run = RunDirectory.create(tmp_path / "run", nested(config))
     flat = flatten(config) | {"directory": str(run.path), "run": run.name}
     home = Path(os.environ["FEDRL_HOME"]) / "flower"

@@ -17,17 +17,19 @@ import client.client_app
 from agents.replay import Batch
 from agents.td3 import TD3Fleet
 from cli.main import main
-from client.session import RunConfig, Session
+from client.session import Session
 from core.errors import Mistake
-from core.options import build, nested, override
+from core.options import nested, override
 from core.streams import agent_seeds
 from runs import checkpoints
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory
 from server.engines import prepare
 from strategies import messages
 from strategies.fedavg_td3 import FedAvgTD3
 from strategies.messages import Trained
-from strategies.rules.robust import Rule, Verdict, weighted_mean
+from strategies.rules.robust import weighted_mean
+from strategies.rules.rule import Rule, Verdict
 from strategies.schedule import Schedule
 from tests.server.federations import column, here, local
 from tests.server.test_apps import Here
@@ -45,7 +47,7 @@ EXTRA = {"settle": False, "save": False}
 
 
 def config(*settings: str, **changes: Any) -> RunConfig:
-    return build(RunConfig, override(CONF | changes, list(settings)))
+    return configure(override(CONF | changes, list(settings)))
 
 
 def total(run: RunDirectory, part: str) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Union:
     def learner(self, given: RunConfig) -> TD3Fleet:
         """After all the updates that the others made."""
         self.undo()
-        one = Session(build(RunConfig, override(CONF, ["agents=1", "world.physics={}", "evaluate-episodes=0"])))
+        one = Session(configure(override(CONF, ["agents=1", "world.physics={}", "evaluate-episodes=0"])))
         fleet = TD3Fleet(given.td3, one.worlds, agent_seeds(given.seed, [0]))
         for batch, noise in self.seen:
             fleet.replay.gather = lambda index, batch=batch: batch  # type: ignore[method-assign]
@@ -397,13 +399,13 @@ def sent(agent: int, updates: float, **parts: list[float]) -> Trained:
 def test_who_did_more_since_a_part_was_exchanged_counts_more_in_it() -> None:
     one = server()
     one.orders(1, [0, 1], EXTRA)
-    one.combine(1, [sent(0, 10, critic=[0, 4]), sent(1, 30, critic=[8, 0])])
+    one.aggregate(1, [sent(0, 10, critic=[0, 4]), sent(1, 30, critic=[8, 0])])
     np.testing.assert_array_equal(one.rows["critic"], [6, 1])
     one.orders(2, [0, 1], EXTRA)
-    one.combine(2, [sent(0, 30, critic=[0, 4]), sent(1, 10, critic=[8, 0])])
+    one.aggregate(2, [sent(0, 30, critic=[0, 4]), sent(1, 10, critic=[8, 0])])
     np.testing.assert_array_equal(one.rows["critic"], [2, 3])  # by 30 and 10: the first exchange began their count anew
     one.orders(3, [0, 1], EXTRA)
-    one.combine(3, [sent(0, 0, actor=[1]), sent(1, 60, actor=[2])])
+    one.aggregate(3, [sent(0, 0, actor=[1]), sent(1, 60, actor=[2])])
     np.testing.assert_allclose(one.rows["actor"], [(40 * 1 + 100 * 2) / 140])  # all since the start: none before
 
 
@@ -419,7 +421,7 @@ def test_a_rule_that_trusts_nobody_makes_no_step(gradients: bool) -> None:
     one, down = server(rule, gradients), []
     for number in (1, 2):
         down.append(sorted(messages.arrays(one.orders(number, [0, 1], EXTRA)[0])))
-        one.combine(number, [sent(k, 10, critic=[number, number]) for k in range(2)])
+        one.aggregate(number, [sent(k, 10, critic=[number, number]) for k in range(2)])
     down.append(sorted(messages.arrays(one.orders(3, [0, 1], EXTRA)[0])))
     assert down == ([[], ["gradient.critic"], []] if gradients else [[], ["critic"], ["critic"]])
     if not gradients:
@@ -524,7 +526,7 @@ def test_engines_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engi
     np.testing.assert_allclose(column(one, "return")[-1], column(other, "return")[-1], rtol=1e-3)
     mine, theirs = (checkpoints.load(run.weights)[0]["actor"] for run in (one, other))
     np.testing.assert_allclose(*np.broadcast_arrays(mine, theirs), rtol=0, atol=1e-5)
-    given = build(RunConfig, override(CONF | short, settings))
+    given = configure(override(CONF | short, settings))
     if given.strategy == "alone":
         assert [total(other, part)[1] for part in ("actor", "critic")] == [0, 0]
         return

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message
 
-from client.session import RunConfig
-from core.options import build
+from runs.config import configure
 from runs.directory import RunDirectory
 from server.engines import prepare
 from server.federate import federate
@@ -63,7 +62,7 @@ def silent(said: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def run(path: Path, lie: Lie, **changes: Any) -> tuple[RunDirectory, dict[str, Any]]:
-    given = build(RunConfig, CONF | changes)
+    given = configure(CONF | changes)
     session, found = prepare(given), RunDirectory.create(path, {})
     grid, rounds = Hostile(session), list[int]()
     grid.lie = lie

@@ -15,10 +15,11 @@ import pytest
 from flwr.app import Message, MessageType
 
 from cli.main import main
-from client.session import RunConfig, Session
+from client.session import Session
 from core.errors import Mistake
-from core.options import build, override
+from core.options import override
 from runs import checkpoints
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory
 from server.engines import prepare
 from tests.server.federations import column, here, local
@@ -36,7 +37,7 @@ DIRECTED = '{"edges": [[0, 1, 1], [0, 2, 3], [1, 0, 1]]}'  # 3 is on its own
 
 
 def config(*settings: str, **changes: Any) -> RunConfig:
-    return build(RunConfig, override(CONF | changes, list(settings)))
+    return configure(override(CONF | changes, list(settings)))
 
 
 def weights(run: RunDirectory) -> dict[str, np.ndarray]:
@@ -76,7 +77,7 @@ def test_bytes_are_edges_times_the_size_of_a_policy(
 def test_a_graph_of_ones_own_runs_here_and_on_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    given = build(RunConfig, override(CONF | {"kl": {}}, [setting, "rounds=2"]))
+    given = configure(override(CONF | {"kl": {}}, [setting, "rounds=2"]))
     one = local(tmp_path / "one", given)
     away = here(tmp_path / "away", replace(given, engine="grpc"), monkeypatch)
     for run in (one, away):

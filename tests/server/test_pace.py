@@ -12,8 +12,9 @@ import pytest
 import tomli_w
 
 from client.pace import cut, settle_every
-from client.session import RunConfig, Session
-from core.options import build, override
+from client.session import Session
+from core.options import override
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory
 from server.engines import prepare
 from tests.server.federations import column, local
@@ -28,7 +29,7 @@ CONF: dict[str, Any] = {
 
 
 def config(*settings: str) -> RunConfig:
-    return build(RunConfig, override(CONF, list(settings)))
+    return configure(override(CONF, list(settings)))
 
 
 def test_by_default_td3_finishes_episodes_of_a_world_that_cannot_be_saved(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_the_confs_run_at_the_pace_that_they_had(path: Path) -> None:
     table = tomllib.loads(path.read_text())
     if table["world"]["id"].startswith("HalfCheetah"):
         pytest.importorskip("mujoco")
-    given = build(RunConfig, override(table, ["evaluate-episodes=0", "world.workers=0"]))
+    given = configure(override(table, ["evaluate-episodes=0", "world.workers=0"]))
     session = Session(given, [0])
     assert session.round_work == table.get("work", 10)
     assert settle_every(given, session) == table.get("settle-every", 1)

@@ -21,13 +21,14 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 from cli.certs import certs
 from cli.node import door, node
-from client.session import RunConfig, Session
+from client.session import Session
 from core.errors import Mistake
-from core.options import build, flatten, nested, override
+from core.options import flatten, nested, override
 from flower.control import Control
 from flower.launch import processes, start_node, superlink, wait
 from gossip.member import Door, Member
 from runs import checkpoints
+from runs.config import RunConfig, configure
 from runs.directory import RunDirectory
 from runs.peers import PEERS
 from server import engines
@@ -53,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 def configured(*settings: str) -> RunConfig:
-    return build(RunConfig, override(CONF, ["engine=grpc", *settings]))
+    return configure(override(CONF, ["engine=grpc", *settings]))
 
 
 def fedrl(*words: str | Path) -> RunDirectory:
@@ -198,7 +199,7 @@ def test_an_answer_with_an_array_is_refused_and_words_are_counted() -> None:
     assert refused.value.reason == "wrong-parts"
     found = roster.read(reply())
     assert found.parts == {} and found.measured["trajectories"] == 4
-    counted = roster.combine(1, [found])
+    counted = roster.aggregate(1, [found])
     assert counted["words_up"][1] > 40 and counted["words_up"][::2] == [0, 0]
     assert roster.learned() == {} and roster.state() == {}
 

@@ -12,9 +12,9 @@ import pytest
 from flwr.app import Message
 
 from agents.fleet import Bounds
-from client.session import RunConfig
 from core.errors import Failure, Mistake
 from core.options import build
+from runs.config import configure
 from runs.ledger import Ledger
 from server import rounds as rounds_module
 from server.engines import prepare
@@ -261,9 +261,9 @@ def test_a_fraction_of_the_agents_is_drawn_from_the_seed() -> None:
 def test_a_rule_must_survive_its_liars_among_those_who_are_asked() -> None:
     rule = {"rule": "krum", "byzantine": 1}
     given = {"strategy": "fedavg", "agents": 8, "rounds": 1, "world": {"id": "CartPole-v1"}}
-    prepare(build(RunConfig, given | {"federation": rule})).close()
+    prepare(configure(given | {"federation": rule})).close()
     with pytest.raises(Mistake, match=r"'krum' needs at least 5 parties .* there are 4"):
-        prepare(build(RunConfig, given | {"federation": rule | {"fraction": 0.5}}))
+        prepare(configure(given | {"federation": rule | {"fraction": 0.5}}))
 
 
 def test_a_federation_begins_without_those_that_do_not_come_and_never_without_a_quorum() -> None:

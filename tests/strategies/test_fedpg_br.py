@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.session import RunConfig
+from core import registry
 from core.errors import Mistake
 from core.options import build
 from runs import checkpoints
+from runs.config import configure
 from runs.directory import RunDirectory
 from strategies.federation import FederationConfig
 from strategies.fedpg_br import FedPG, FedPGConfig
 from strategies.messages import Trained, order
-from strategies.rules.robust import RULES
 from tests.server.federations import local
 from tests.server.scripted import LAYOUT
 
@@ -70,6 +70,10 @@ def fedpg(learner: Any = None, agents: int = 4, seed: int = 0, rules: Any = None
     )
 
 
+def checked(**tables: Any) -> None:
+    FedPG.check(configure({"strategy": "fedpg-br", "algorithm": "policy-gradient", **tables}))
+
+
 def reply(agent: int, row: list[float]) -> Trained:
     return Trained(agent, {"policy": np.array(row, np.float32)}, 100, 100, 1, {})
 
@@ -93,7 +97,7 @@ def test_a_round_asks_everybody_for_a_gradient_on_the_same_batch() -> None:
 def test_the_first_inner_step_goes_along_mu_and_the_next_add_the_own_correction() -> None:
     """v = g(theta_n) - g_w(theta_0) + mu; the learner's correction is theta_n - theta_0, so steps double."""
     learner = Learner()
-    notes = fedpg(learner, inner="svrpg").combine(1, honest())
+    notes = fedpg(learner, inner="svrpg").aggregate(1, honest())
     assert notes["inner-steps"] == 3
     np.testing.assert_allclose(learner.steps, [[1] * 3, [2] * 3, [4] * 3])
 
@@ -101,23 +105,23 @@ def test_the_first_inner_step_goes_along_mu_and_the_next_add_the_own_correction(
 def test_the_guard_stops_before_the_step() -> None:
     for weight, steps in ((1.004, 3), (1.006, 1), (0.994, 1)):
         learner = Learner(weight)
-        assert fedpg(learner, inner="svrpg").combine(1, honest())["inner-steps"] == steps
+        assert fedpg(learner, inner="svrpg").aggregate(1, honest())["inner-steps"] == steps
         assert len(learner.steps) == steps
 
 
 def test_without_anybody_to_trust_the_server_steps_on_its_own_gradient() -> None:
     learner = Learner(scatter=1e-6)
     apart = [reply(agent, [float(10**agent), 0, 0]) for agent in range(4)]
-    notes = fedpg(learner, inner="none").combine(1, apart)
+    notes = fedpg(learner, inner="none").aggregate(1, apart)
     assert (notes["regime.policy"], notes["kept.policy"]) == (0, [0, 0, 0, 0])
     np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
 
 
 def test_no_rule_s_note_takes_the_place_of_another_figure() -> None:
     """The geometric median counts its steps, which are not those of the agents."""
-    for rule in RULES:
+    for rule in ("auto", *registry.names("rule")):
         strategy = fedpg(agents=10, inner="none", rules={"rule": rule, "byzantine": 1})
-        notes = strategy.combine(1, honest(10))
+        notes = strategy.aggregate(1, honest(10))
         assert len(notes["kept.policy"]) == 10
         assert not set(notes) & {"round", "steps", "updates", "return", "episodes", "missed", "parts"}, rule
 
@@ -135,7 +139,7 @@ def test_sigma_auto_is_measured_on_the_servers_own_trajectories_alone() -> None:
     """T = 2 sigma sqrt(V/B) is the margin times sqrt(2 s^2 / B), the usual distance of honest gradients."""
     found = []
     for replies in (honest(), [*honest(3), reply(3, [1e9, 0, 0])]):
-        notes = fedpg(Learner(scatter=4.0), batch_min=16, batch_max=16, margin=1.5).combine(1, replies)
+        notes = fedpg(Learner(scatter=4.0), batch_min=16, batch_max=16, margin=1.5).aggregate(1, replies)
         assert math.isclose(notes["threshold.policy"], 1.5 * math.sqrt(2 * 4.0 / 16), rel_tol=1e-6)
         found.append(notes["sigma"])
     assert found[0] == found[1]
@@ -148,7 +152,7 @@ def test_batches_of_one_trajectory_have_a_measured_sigma(tmp_path: Path) -> None
         "evaluate-episodes": 0, "tensorboard": False, "world": {"id": "CartPole-v1", "copies": 4, "horizon": 50},
         "policy-gradient": {"hidden": [4]}, "fedpg": {"batch-min": 1, "batch-max": 1, "own-batch": 2},
     }  # fmt: skip
-    records = local(tmp_path / "run", build(RunConfig, tiny)).read_metrics()
+    records = local(tmp_path / "run", configure(tiny)).read_metrics()
     assert [record["batch"] for record in records] == [1, 1, 1]
     assert all(0 < record["sigma"] < math.inf for record in records)
     V, threshold = 2 * math.log(2 * 4 / 0.6), records[0]["threshold.policy"]
@@ -159,15 +163,15 @@ def test_batches_of_one_trajectory_have_a_measured_sigma(tmp_path: Path) -> None
 def test_sigma_follows_what_is_measured_with_memory() -> None:
     learner = Learner(scatter=4.0)
     strategy = fedpg(learner, memory=0.5, inner="none")
-    strategy.combine(1, honest())
+    strategy.aggregate(1, honest())
     learner.spread = 8.0
-    strategy.combine(2, honest())
+    strategy.aggregate(2, honest())
     assert strategy.variance[0, 0] == 6.0
 
 
 def test_a_number_for_sigma_is_the_papers_rule() -> None:
     strategy = fedpg(rules={"sigma": 0.06}, batch_min=16, batch_max=16)
-    notes = strategy.combine(1, honest())
+    notes = strategy.aggregate(1, honest())
     V = 2 * math.log(2 * 4 / 0.6)
     assert math.isclose(notes["threshold.policy"], 2 * 0.06 * math.sqrt(V / 16), rel_tol=1e-6)
     with pytest.raises(Mistake, match="auto or a number"):
@@ -177,13 +181,13 @@ def test_a_number_for_sigma_is_the_papers_rule() -> None:
 def test_a_liar_is_dropped_and_any_rule_can_stand_in() -> None:
     lies = [*honest(), reply(4, [50.0, 50, 50])]
     learner = Learner(scatter=1.0)
-    assert fedpg(learner, 5, inner="none").combine(1, lies)["kept.policy"] == [1, 1, 1, 1, 0]
+    assert fedpg(learner, 5, inner="none").aggregate(1, lies)["kept.policy"] == [1, 1, 1, 1, 0]
     np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
     learner = Learner()
-    fedpg(learner, 5, rules={"rule": "median", "byzantine": 1}, inner="none").combine(1, lies)
+    fedpg(learner, 5, rules={"rule": "median", "byzantine": 1}, inner="none").aggregate(1, lies)
     np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
     learner = Learner()
-    fedpg(learner, 5, rules={"rule": "mean"}, inner="none").combine(1, lies)
+    fedpg(learner, 5, rules={"rule": "mean"}, inner="none").aggregate(1, lies)
     np.testing.assert_allclose(learner.steps, [[-9.2] * 3], rtol=1e-5)
 
 
@@ -195,18 +199,18 @@ def test_its_own_filter_is_refused_what_other_rules_are(rule: str) -> None:
         fedpg(agents=10, rules={"rule": rule, "byzantine": 3, "fraction": 0.5})
     fedpg(agents=10, rules={"rule": rule, "byzantine": 4})
     with pytest.raises(Mistake, match=r"leave 'federation.batch' away"):
-        fedpg(rules={"rule": rule, "batch": 64})
+        checked(federation={"rule": rule, "batch": 64})
     with pytest.raises(Mistake, match=r"'federation.parts' cannot be 'value'"):
-        fedpg(rules={"rule": rule, "parts": "value"})
+        checked(federation={"rule": rule, "parts": "value"})
 
 
 def test_mixing_comes_before_the_filter() -> None:
     """0, 0.6, 1.2, 1.8 and a lie at 50, f = 1: each becomes the mean of the four nearest, the liar that of its own."""
     rows, learner = [*[reply(k, [-0.6 * k, 0, 0]) for k in range(4)], reply(4, [-50, 0, 0])], Learner()
     near = {"sigma": 0.2}  # T = 0.24: without mixing nobody has anyone near; mixed, four are at 0.9
-    alone = fedpg(Learner(), 5, rules=near, inner="none").combine(1, rows)
+    alone = fedpg(Learner(), 5, rules=near, inner="none").aggregate(1, rows)
     assert (alone["regime.policy"], alone["kept.policy"]) == (0, [0] * 5)
-    mixed = fedpg(learner, 5, rules=near | {"mixing": True, "byzantine": 1}, inner="none").combine(1, rows)
+    mixed = fedpg(learner, 5, rules=near | {"mixing": True, "byzantine": 1}, inner="none").aggregate(1, rows)
     assert (mixed["regime.policy"], mixed["kept.policy"]) == (1, [1, 1, 1, 1, 0])
     np.testing.assert_allclose(learner.steps, [[0.9, 0, 0]], rtol=1e-6)
 
@@ -215,7 +219,7 @@ def test_of_a_fraction_half_means_half_of_those_asked() -> None:
     """Ten agents, five asked, one of whom lies: K = 5, and who was not asked has sampled nothing."""
     rules, learner = {"fraction": 0.5}, Learner(scatter=1.0)
     strategy = fedpg(learner, 10, rules=rules, inner="none", batch_min=16, batch_max=16)
-    notes = strategy.combine(1, [reply(k, [-1, -1, -1]) for k in (1, 3, 6, 8)] + [reply(9, [50, 50, 50])])
+    notes = strategy.aggregate(1, [reply(k, [-1, -1, -1]) for k in (1, 3, 6, 8)] + [reply(9, [50, 50, 50])])
     assert notes["kept.policy"] == [None, 1, None, 1, None, None, 1, None, 1, 0]
     np.testing.assert_allclose(learner.steps, [[1, 1, 1]])
     assert (
@@ -228,9 +232,9 @@ def test_of_a_fraction_half_means_half_of_those_asked() -> None:
 def test_trajectories_per_agent_count_the_servers() -> None:
     """(K B + b N) / (K + 1), the server's own at the calibration and in the steps after the first."""
     strategy = fedpg(batch_min=16, batch_max=16, inner="svrpg")
-    first = strategy.combine(1, honest())["trajectories"][0]
+    first = strategy.aggregate(1, honest())["trajectories"][0]
     assert first == (4 * 16 + 16 + 2 * 4) / 5
-    assert strategy.combine(2, honest())["trajectories"][0] == first + (4 * 16 + 2 * 4) / 5
+    assert strategy.aggregate(2, honest())["trajectories"][0] == first + (4 * 16 + 2 * 4) / 5
 
 
 def test_the_picked_policy_is_uniform_over_rounds() -> None:
@@ -240,8 +244,8 @@ def test_the_picked_policy_is_uniform_over_rounds() -> None:
         learner = Learner()
         strategy = fedpg(learner, seed=seed, inner="none")
         for number in range(1, 5):
-            strategy.combine(number, honest())
-        picked.append(round(float(strategy.keepsakes()["picked"]["policy"][0, 0])))
+            strategy.aggregate(number, honest())
+        picked.append(round(float(strategy.extra_weights()["picked"]["policy"][0, 0])))
     counts = np.bincount(picked, minlength=5)[1:]
     assert counts.sum() == 400
     assert counts.min() > 65  # 100 expected, std 8.7
@@ -250,7 +254,7 @@ def test_the_picked_policy_is_uniform_over_rounds() -> None:
 def test_a_loaded_state_goes_on_where_it_was() -> None:
     def play(rounds: range, strategy: FedPG) -> FedPG:
         for number in rounds:
-            strategy.combine(number, honest())
+            strategy.aggregate(number, honest())
         return strategy
 
     whole, half = play(range(1, 5), fedpg(seed=3)), play(range(1, 3), fedpg(seed=3))
@@ -271,7 +275,7 @@ def test_a_run_leaves_what_it_picked_and_nothing_to_the_next_seed(tmp_path: Path
             "policy-gradient": {"hidden": [4]}, "attack": {"kind": "random-noise", "byzantine": 1},
             "fedpg": {"batch-min": 4, "batch-max": 8, "own-batch": 2},
         }  # fmt: skip
-        return local(tmp_path / name, build(RunConfig, tiny))
+        return local(tmp_path / name, configure(tiny))
 
     one, other, again = run("one", 0), run("other", 1), run("again", 0)
     for name in ("weights.npz", "best.npz", "picked.npz"):
@@ -288,4 +292,4 @@ def test_a_run_leaves_what_it_picked_and_nothing_to_the_next_seed(tmp_path: Path
 
 def test_batches_the_wrong_way_round_are_refused() -> None:
     with pytest.raises(Mistake, match="batch-min"):
-        fedpg(batch_min=20, batch_max=10)
+        checked(fedpg={"batch-min": 20, "batch-max": 10})

@@ -13,7 +13,8 @@ from core.options import build
 from strategies import messages
 from strategies.kl_ppo import KLPPO, KLConfig
 from strategies.messages import RefusedError, Trained
-from strategies.rules.robust import RuleConfig, make_rule
+from strategies.rules.robust import make_rule
+from strategies.rules.rule import RuleConfig
 
 WIDTH, LAYOUT = 3, 7
 EXTRA = {"settle": True, "save": False}
@@ -38,7 +39,7 @@ def policy(agent: int, number: int) -> np.ndarray:
 
 def play(one: KLPPO, number: int, agents: Any) -> dict[str, Any]:
     """A round in which these agents answer, as far as anybody listens to them."""
-    return one.combine(
+    return one.aggregate(
         number, [reply(k, policy=policy(k, number)) if one.heard[k] else reply(k) for k in sorted(agents)]
     )
 
@@ -139,7 +140,7 @@ def test_in_a_star_everybody_is_pulled_to_the_average() -> None:
     assert sent(one, 2) == {k: {"average": ([11.0] * 3, 1.0)} for k in range(3)}
     assert asked(one) == {k: ["policy"] for k in range(3)}
     robust = strategy(3, "star", rule=make_rule(build(RuleConfig, {"rule": "median", "byzantine": 1}), 3))
-    robust.combine(1, [reply(k, policy=[value] * 3) for k, value in enumerate([1, 2, 1e9])])
+    robust.aggregate(1, [reply(k, policy=[value] * 3) for k, value in enumerate([1, 2, 1e9])])
     assert sent(robust, 2)[0]["average"] == ([2.0] * 3, 1.0)
     assert sent(strategy(1, "star"), 2) == {0: {}}
 
@@ -166,7 +167,7 @@ def test_moments_are_added_up_over_who_is_linked() -> None:
     one = strategy(moments=3)
     assert [len(parts) for parts in asked(one).values()] == [2, 2, 2, 1, 0]
     seen = [2.0, 1.0, 0.5]  # two observations of mean 1
-    one.combine(1, [reply(0, policy=policy(0, 1), moments_observations=seen), reply(3, moments_observations=seen)])
+    one.aggregate(1, [reply(0, policy=policy(0, 1), moments_observations=seen), reply(3, moments_observations=seen)])
     content = one.orders(2, [3, 4], EXTRA)
     np.testing.assert_allclose(np.frombuffer(content[3]["fedrl"]["array.moments.observations"], "<f4"), [4, 1, 1])
     assert messages.arrays(content[4]) == {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.errors import Mistake
-from strategies.graphs.matrix import NAMES, communication, inlined
+from strategies.graphs.matrix import communication, inlined, names
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_file_becomes_what_it_holds(tmp_path):
     text = inlined(str(path))
     assert json.loads(text) == {"edges": [[0, 1, 2.5]]}
     assert inlined(text) == text
-    assert [inlined(name) for name in (*NAMES, "star")] == [*NAMES, "star"]
+    assert [inlined(name) for name in names()] == ["ring", "directed-ring", "line", "complete", "pairs", "star"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_bad_matrix_is_refused_by_name(text, words):
 
 
 def test_what_is_neither_a_name_nor_a_file_is_refused(tmp_path):
-    with pytest.raises(Mistake, match="ring, complete, pairs, star, JSON, or a file that holds it, not 'circle'"):
+    with pytest.raises(Mistake, match="ring, directed-ring, line, complete, pairs, star, JSON, or a file that holds it, not 'circle'"):
         inlined("circle")
     (tmp_path / "broken.json").write_text("[[0, 1")
     with pytest.raises(Mistake, match=r"broken\.json holds no JSON"):

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from core import registry
 from core.errors import Mistake
 from core.options import build
 from strategies.rules import geometry, robust
 from strategies.rules.geometry import Cloud, network
-from strategies.rules.robust import NEEDS, RULES, RuleConfig, TooFewError, Verdict, make_rule
+from strategies.rules.robust import make_rule
+from strategies.rules.rule import RuleConfig, TooFewError, Verdict, needs
 from tests.strategies.rules import slow_rules as slow
 
 F32 = NDArray[np.float32]
 LIARS = {11: 2, 8: 1, 7: 0}  # rows -> f
-NAMED = RULES[1:]  # the first is auto, which is one of the others
+NAMED = registry.names("rule")
 GOOD = tuple(rule for rule in NAMED if rule not in ("mean", "weighted-mean", "norm-clipping"))
 
 
@@ -148,7 +150,7 @@ def spread(rows: F32) -> float:
 def test_a_rule_is_its_slow_twin(rule: str, place: Callable[[int, int], F32], n: int) -> None:
     f, rows = LIARS[n], place(n, 30)
     f = 1 if rule == "bulyan" and n == 8 else f
-    if n < NEEDS[rule](f):
+    if n < needs(rule, f):
         f = LIARS[7]
     rows = rows[bytewise(rows)]
     weights = rng(n).uniform(0, 100, n)
@@ -250,7 +252,7 @@ def test_one_row_is_the_result_or_too_few(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", GOOD)
 def test_too_few_is_refused_by_name(rule: str) -> None:
-    n = NEEDS[rule](2)
+    n = needs(rule, 2)
     made = make_rule(config(rule, 2), n)
     assert made(random(n, 5), np.ones(n)).row.shape == (5,)
     if rule == "fedpg":  # half means half of all: two liars that agree are nobody, however few came
@@ -265,7 +267,7 @@ def test_too_few_is_refused_by_name(rule: str) -> None:
 def test_what_cannot_be_is_refused_up_front() -> None:
     with pytest.raises(Mistake, match="'mixing' needs at least 9 parties"):
         make_rule(build(RuleConfig, {"rule": "mean", "byzantine": 4, "mixing": True}), 8)
-    with pytest.raises(Mistake, match="at most 20 liars"):
+    with pytest.raises(Mistake, match="at most 20 attackers"):
         make_rule(config("minimum-diameter", 21), 100)
     with pytest.raises(Mistake, match="can keep 8 of 10 rows"):
         make_rule(config("multi-krum", 2, keep=9), 10)
