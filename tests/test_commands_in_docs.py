@@ -85,6 +85,11 @@ SERVICES = r"^(flower-superlink|fedrl node)\b"
 BESIDE = {r"fedrl peer net\.toml --id 3 ": [f"fedrl peer net.toml --id {k} --out out/net/peer-{k}" for k in range(3)]}
 # Leaves processes, as its page says.
 LEAVES = r"^flwr run \. --stream"
+# Asked of the network all the same, and why.
+ASKED = {
+    rb"^GET http://(169\.254\.169\.254|metadata\.google\.internal)/": "Ray asks the machine which cloud it is in, for a"
+    " report that is switched off; README says so",
+}
 # `fedrl doctor` says with 1 that something is wrong with the machine, which this test does not choose.
 CODES = {r"^fedrl doctor$": (0, 1)}
 
@@ -312,5 +317,5 @@ def test_every_command_works_as_it_is_written(tmp_path: Path, calls_out: tuple[s
         for pid in reader.left():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    assert calls_out[1] == [], "something was asked of the network"
+    assert [call for call in calls_out[1] if not any(re.search(known, call) for known in ASKED)] == []
     assert [path for path in sorted((clone / ".venv").rglob("*")) if "__pycache__" not in path.parts] == packages
