@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,8 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put
 def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
     """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
 
-    return lambda record: live(describe(record, config.rounds, config.steps))
+    reported = config.engine != "local"
+    return lambda record: live(describe(record, config.rounds, config.steps, reported))
 
 
 def live(line: str) -> None:
@@ -38,17 +40,19 @@ def announce(words: str) -> None:
     say.print(words, markup=False, soft_wrap=True)
 
 
-def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
-    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
-    from runs.figures import reached
+def describe(record: dict[str, Any], rounds: int, steps: int, reported: bool = False) -> str:
+    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say.
 
-    returns = [value for value in record["return"] if value is not None]
-    middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
+    Returns that other processes ``reported`` are shown as their median: one agent cannot move it.
+    """
+    from runs.figures import mean_return, median_return, reached
+
+    middle = (median_return if reported else mean_return)(record)
     rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
     words = [
         f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
         f"steps {reached(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
-        f"return {middle}",
+        f"{'median ' if reported else ''}return {f'{middle:.1f}' if math.isfinite(middle) else '-'}",
         f"{rate:,.0f} steps/s",
     ]
     sent = sum(record["bytes_up"]) + sum(record["bytes_down"])

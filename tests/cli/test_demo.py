@@ -78,6 +78,10 @@ def test_who_was_kept_counts_rounds() -> None:
 def test_a_round_s_line_names_who_had_no_say() -> None:
     record = {"round": 1, "return": [1.0, 2.0, 3.0], "steps": [1, 1, 1], "wall_s": 1.0}
     record |= {name: [0, 0, 0] for name in ("bytes_up", "bytes_down", "missed", "refused", "left-out")}
+    assert "  return 2.0  " in screen.describe(record, 0, 0)
+    claimed = record | {"return": [1.0, 1e6, 2.0], "steps": [0, 3, 10**9]}
+    assert "  steps 3  median return 2.0  " in screen.describe(claimed, 0, 0, reported=True)
+    assert "  return -  " in screen.describe(record | {"return": [None] * 3}, 0, 0)
     assert "dropped" not in screen.describe(record | {"kept.policy": [1, None, 1]}, 0, 0)
     assert screen.describe(record | {"kept.actor": [1, None, 0], "kept.critic": [0, 1, 1]}, 0, 0).endswith(
         "dropped: 0, 2"
