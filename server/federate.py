@@ -140,7 +140,7 @@ def _federate(
                 judge = strategy.passes(this, config.federation.evaluate_every) or last
                 strategy.judged = judge and config.evaluate_episodes > 0
                 record = rounds.round(this, extra, judge and config.evaluate_episodes > 0)
-                record |= unseen.judge(kept.learned()) if judge and config.unseen else {}
+                record |= unseen.judge(kept.learned()) if judge else {}
                 number = this
                 liars = session.plan.attackers(number)
                 if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of

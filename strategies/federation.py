@@ -156,7 +156,7 @@ class Federation(Strategy):
                 found.append(messages.judged(reply))
             except RefusedError as error:
                 log(WARNING, "a judgement was refused (%s): %s", error.reason, error)
-        return MetricRecord({"return": float(np.mean([one.value for one in found]))}) if found else None
+        return MetricRecord({"return": float(np.median([one.value for one in found]))}) if found else None
 
     def summary(self) -> None:
         log(INFO, "%s of %s over %d agents", type(self).__name__, ", ".join(self.widths) or "nothing", self.agents)

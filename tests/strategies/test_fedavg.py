@@ -149,3 +149,14 @@ def test_in_flowers_own_loop_a_round_goes_on_with_those_that_are_here_and_never_
     np.testing.assert_array_equal(messages.unpack(next(iter(sent)), WIDTHS)["policy"], row(1, 1, 1))
     with pytest.raises(TimeoutError, match="no party came"):
         fedavg(wait_s=0.2).configure_train(1, start, ConfigRecord(), Nodes([]))  # type: ignore[arg-type]
+
+
+def test_in_flowers_own_loop_one_claim_does_not_move_the_return() -> None:
+    asked = Message(RecordDict(), 1, MessageType.EVALUATE)
+    claims = [1.0, 3.0, 1e6, math.nan]
+    replies = [
+        Message(messages.content({"party": party, "return": value}), reply_to=asked)
+        for party, value in enumerate(claims)
+    ]
+    found = fedavg().aggregate_evaluate(1, replies)
+    assert found is not None and found["return"] == 3.0
