@@ -18,7 +18,7 @@ from client.attacks import Plan
 from client.gossip.peer import countable
 from client.gossip.peers import STRATEGIES
 from client.gossip.run import check as check_peers
-from client.pace import cut, settle_every
+from client.pace import cut
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Mistake
@@ -124,7 +124,7 @@ def _federate(
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
-    gained, settle = [0] * config.agents, settle_every(config, session)
+    gained = [0] * config.agents
     with closing(trackers), closing(Unseen(config, session)) as unseen:
         try:
             for words in [] if number else odd(config) + cut(config, session):
@@ -134,7 +134,7 @@ def _federate(
                 this, lived = number + 1, list(ledger.lived)
                 last = config.over(this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
-                    "settle": strategy.passes(this, settle),
+                    "settle": strategy.passes(this, config.settle_every),
                     "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
                 judge = strategy.passes(this, config.federation.evaluate_every) or last

@@ -15,7 +15,6 @@ from client.gossip.medium import Medium
 from client.gossip.mixing import Network
 from client.gossip.peers import STRATEGIES, Peers, exchanged
 from client.gossip.topology import Topology
-from client.pace import settle_every
 from client.session import RunConfig, Session
 from core.config import flatten
 from core.errors import Failure, Mistake
@@ -161,7 +160,7 @@ class Learning:
 def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge: bool) -> Record:
     """One round, and the record of it: lists have an entry per peer here."""
     begun, medium = time.perf_counter(), peers.medium
-    report, notes = peers.round(number, number % settle_every(config, session) == 0)
+    report, notes = peers.round(number, number % config.settle_every == 0)
     judging = time.perf_counter()
     nobody: list[float | None] = [None] * len(session.numbers)
     returns = nobody
