@@ -132,7 +132,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             status, parcel = link.inbox.take(message, self.here.round, self.here.apart or self.here.closed)
             if parcel is not None:
                 self.here.counts["bytes_down"] += parcel.nbytes
-                link.slow = link.slow and self.here.in_vain(parcel.round)
+                link.sent(parcel)
                 if parcel.word is not None and not self.keep(link, parcel):
                     status = pb.STATUS_LATE
                 self.here.changed.notify_all()
