@@ -40,6 +40,7 @@ def evaluate(
     from client.session import RunConfig, Session
     from core.config import build, override
     from core.streams import Streams
+    from envs import modules
     from envs.video import record
     from runs import checkpoints
     from runs.directory import RunDirectory
@@ -47,6 +48,7 @@ def evaluate(
     from strategies.fedavg_td3 import OWN
 
     directory = RunDirectory.open(run)
+    modules.look_in(*directory.folders())
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
     values.pop("federation", None)  # how the weights came about is not asked here
     config = build(RunConfig, values)
