@@ -54,7 +54,10 @@ def peer(
     if directory.metrics.exists():
         done = max((record["round"] for record in directory.read_metrics()), default=0)
         if done >= config.rounds:
-            raise Mistake(f"peer {number} has done its {done} rounds in {path}: choose another --out")
+            raise Mistake(
+                f"peer {number} has done its {done} rounds in {path}: to go on, give all peers a later end (--set "
+                f"rounds=N, N above {config.rounds}), or choose another --out for another run"
+            )
         directory.write_conf(nested(config))
         directory.go_on()
     else:
