@@ -38,6 +38,7 @@ def evaluate(
     from client.session import RunConfig, Session
     from core.config import build, override
     from core.streams import Streams
+    from envs import modules
     from envs import video as film
     from runs import checkpoints, plots
     from runs.directory import RunDirectory
@@ -45,6 +46,7 @@ def evaluate(
     from strategies.fedavg_td3 import OWN
 
     directory = RunDirectory.open(run)
+    modules.look_in(*directory.folders())
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
     values.pop("federation", None)  # how the weights came about is not asked here
     config = build(RunConfig, values)

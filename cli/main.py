@@ -58,6 +58,7 @@ def run(
     from cli.screen import announce, show, teller
     from client.session import RunConfig, from_person
     from core.config import build, nested, override
+    from envs import modules
     from runs import trackers
     from runs.directory import RunDirectory, read_toml
     from runs.report import finish
@@ -79,7 +80,9 @@ def run(
         refuse_other_run(changes)
         config = build(RunConfig, override(RunDirectory.open(resume).read_conf(), changes))
         refuse_finished(config, RunDirectory(resume))
+        modules.look_in(*RunDirectory(resume).folders())
     else:
+        modules.look_in((conf or Path()).parent, Path.cwd())
         config = from_person(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
@@ -91,6 +94,7 @@ def run(
     else:
         name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         directory = RunDirectory.create(out or Path("out") / name, nested(config))
+        directory.keep_folders(modules.folders())
     try:
         with interruptible() as stop, closing(session):
             show_round = teller(config)
