@@ -59,6 +59,9 @@ SHORTER = {
     r" --set (rounds|work|evaluate-episodes|settle-every|checkpoint-every)=\S+": "",
     r"(fedrl (?:run|sweep) conf/\S+)": r"\1 --set rounds=1 --set evaluate-episodes=1 --set world.horizon=100",
     r"(fedrl (?:run|sweep) conf/\S*td3\S*)": r"\1 --set work=200",
+    r"(fedrl run conf/(?:kl_|pg_|ppo_|\$name)\S+)": r"\1 --set work=1",
+    # KL between agents is measured when they know each other's policies.
+    r"(fedrl run conf/kl_ppo\S+.*) --set rounds=1": r"\1 --set rounds=2",
     r"(fedrl run --resume \S+)": r"\1 --set rounds=2",
     r"(fedrl eval \S+)": r"\1 --episodes 1",
     r"\brounds=(20|100)\b": "rounds=1",
@@ -125,8 +128,11 @@ def test_the_tables_name_nothing_that_no_document_has() -> None:
     typed = [command for _, command in TYPED]
     for pattern in LEFT_OUT:
         assert any(re.search(pattern, line) for line in lines), f"LEFT_OUT: no command has {pattern}"
-    for pattern in (*NAMES, *SHORTER, *BESIDE, *CODES, SERVICES, LEAVES):
+    for pattern in (*BESIDE, *CODES, SERVICES, LEAVES):
         assert any(re.search(pattern, line) for line in typed), f"no command that is typed has {pattern}"
+    for pattern, instead in (SHORTER | NAMES).items():
+        before, typed = typed, [re.sub(pattern, instead, line) for line in typed]
+        assert typed != before, f"no command that is typed has {pattern}"
     assert BEFORE.keys() <= {page for page, _ in TYPED}
     assert len(typed) > 60
 
