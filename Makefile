@@ -25,7 +25,7 @@ shell: .venv/dev ## Start a shell in which fedrl and flwr are found, as after `.
 	@bash --rcfile activate || true
 
 run: .venv/dev ## Ten agents learn CartPole, three of them lie: with a filter and without, in a minute
-	$(BIN)/fedrl demo
+	@$(BIN)/fedrl demo
 
 test: .venv/dev ## Run the tests, without the slow ones
 	$(PYTEST) -n $(WORKERS) -m "not (slow or compose or netns or soak)" tests

@@ -190,6 +190,10 @@ class PPOFleet(Fleet):
         scaled = (obs - self.observations.mean[rows, None]) / self.observations.std[rows, None]
         return np.clip(scaled, -10.0, 10.0).astype(np.float32)
 
+    @property
+    def usual_work(self) -> int:
+        return 10 if self.worlds.exact else max(10, -(-self.worlds.horizon // self.config.rollout))
+
     def steps_of(self, work: int) -> float:
         return work * self.config.rollout * self.worlds.copies
 

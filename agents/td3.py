@@ -118,8 +118,8 @@ class TD3Fleet(Fleet):
 
     @property
     def usual_work(self) -> int:
-        """The longest episode in every copy, or 1,000 steps where episodes are shorter."""
-        return self.worlds.copies * max(1000, self.worlds.horizon)
+        """1,000 steps of every copy, or the longest episode where rounds end it."""
+        return self.worlds.copies * (1000 if self.worlds.exact else max(1000, self.worlds.horizon))
 
     def steps_of(self, work: int) -> float:
         return work

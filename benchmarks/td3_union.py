@@ -9,6 +9,8 @@ every batch in another order: what rounding alone does.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,6 +41,11 @@ WEIGHTS = ("actor", "critic", "actor_target", "critic_target")
 Update = tuple[Batch, Any]
 
 
+def each(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    """A batch whose arrays are all changed alike."""
+    return Batch(**{name: change(x) for name, x in batch._asdict().items()})
+
+
 def federated(config: RunConfig) -> tuple[TD3Fleet, list[Update]]:
     """All agents after a run, and what each critic update saw: the union of the batches, and the noise on actions."""
     seen: list[Update] = []
@@ -48,7 +55,7 @@ def federated(config: RunConfig) -> tuple[TD3Fleet, list[Update]]:
         counts = fleet.noise.counts.copy()
         noise = fleet.noise.normal(batch.reward.shape[1], 1)
         fleet.noise.counts[...] = counts
-        seen.append((Batch(*(np.concatenate(list(x))[None] for x in batch)), noise.reshape(1, -1, 1)))
+        seen.append((each(batch, lambda x: np.concatenate(list(x))[None]), noise.reshape(1, -1, 1)))
         return honest(fleet, batch)
 
     with tempfile.TemporaryDirectory() as place, patch.object(TD3Fleet, "critic_gradient", watched):
@@ -64,7 +71,7 @@ def alone(config: RunConfig, seen: list[Update], permuted: bool = False) -> TD3F
     fleet, draws = TD3Fleet(config.learner, one.worlds, agent_seeds(config.seed, [0])), np.random.default_rng(0)
     for batch, noise in seen:
         order = draws.permutation(batch.reward.shape[1]) if permuted else np.arange(batch.reward.shape[1])
-        shuffled = Batch._make(np.ascontiguousarray(x[:, order]) for x in batch)
+        shuffled = each(batch, partial(np.take, indices=order, axis=1))
         with (
             patch.object(fleet.replay, "gather", lambda index, batch=shuffled: batch),
             patch.object(fleet.noise, "normal", lambda *shape, noise=noise[:, order]: noise),

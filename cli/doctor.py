@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("flwr", "grpcio", "protobuf", "torch", "numpy", "numba", "gymnasium", "ray")
 PORTS = {9091: "ServerAppIo", 9092: "Fleet", 9093: "Control"}
 ACTIVATE = ". ./activate"
+THREADS = "_NUM_THREADS"
 INSTALL = "pip install -c constraints.txt -e"
 STYLE = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 GIB = 2**30
@@ -302,7 +303,7 @@ def check_environment(environ: Mapping[str, str], wanted: Mapping[str, str], cor
         have = environ.get(name)
         if have == value:
             yield Finding(name, have)
-        elif have is not None and name.endswith("_NUM_THREADS"):
+        elif have is not None and name.endswith(THREADS):
             yield check_threads(name, have, cores)
         else:
             yield Finding(name, have or "not set", "note", f"should be {value} for flwr and Ray by hand: {ACTIVATE}")
@@ -365,7 +366,11 @@ def check_background(found: Mapping[int, Mapping[str, str]], wanted: Mapping[str
         yield Finding(name, "nothing")
     for pid, environ in sorted(found.items()):
         words = f"a SuperLink and its SuperExec, process {pid}"
-        without = [variable for variable, value in wanted.items() if environ.get(variable) != value]
+        without = [
+            variable
+            for variable, value in wanted.items()
+            if environ.get(variable) != value and not variable.endswith(THREADS)
+        ]
         if without:
             remedy = f"it was started without {', '.join(without)}: kill {pid}, then {ACTIVATE} before flwr"
             yield Finding(name, words, "wrong", remedy)

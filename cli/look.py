@@ -38,6 +38,7 @@ def evaluate(
     from client.session import Session
     from core.options import override
     from core.streams import Streams
+    from envs import modules
     from envs import video as film
     from runs import checkpoints, plots
     from runs.config import configure
@@ -46,6 +47,7 @@ def evaluate(
     from strategies.fedavg_td3 import OWN
 
     directory = RunDirectory.open(run)
+    modules.look_in(*directory.folders())
     values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
     values.pop("federation", None)  # how the weights came about is not asked here
     config = configure(values)

@@ -57,6 +57,7 @@ def run(
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
     from cli.screen import announce, show, teller
     from core.options import nested, override
+    from envs import modules
     from runs import trackers
     from runs.config import configure, from_user
     from runs.directory import RunDirectory, read_toml
@@ -79,7 +80,9 @@ def run(
         refuse_other_run(changes)
         config = configure(override(RunDirectory.open(resume).read_conf(), changes))
         refuse_finished(config, RunDirectory(resume))
+        modules.look_in(*RunDirectory(resume).folders())
     else:
+        modules.look_in((conf or Path()).parent, Path.cwd())
         config = from_user(override(read_toml(conf or Path()), changes))
     trackers.check(config.wandb)
     session = engines.prepare(config, nodes, superlink)
@@ -91,6 +94,7 @@ def run(
     else:
         name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         directory = RunDirectory.create(out or Path("out") / name, nested(config))
+        directory.keep_folders(modules.folders())
     try:
         with interruptible() as stop, closing(session):
             show_round = teller(config)

@@ -59,7 +59,10 @@ def node(
         str, typer.Option(help="The agents here attack, whatever the run says: sign-flip, or none@1,zero@10.")
     ] = "",
     worlds: Annotated[
-        str, typer.Option(help="Modules whose worlds a run may name (world.id = module:Id-v0): my_worlds,more.")
+        str,
+        typer.Option(
+            help="Modules, installed or in the working directory, whose worlds a run may name: my_worlds,more."
+        ),
     ] = "",
     alive: Annotated[
         Path | None, typer.Option(help="A file that is touched as often as the SuperLink says that it knows us.")
@@ -98,6 +101,7 @@ def node(
     from client.client_app import snapshots
     from client.node import Node
     from client.party import run_name
+    from envs import modules
     from flower.fleet import Address, Key
     from gossip.member import Door, make_party
     from strategies.messages import is_address
@@ -105,6 +109,8 @@ def node(
     for option, text in (("--peers", peers), ("--listen", listen)):
         if text and not is_address(text if door(text, 0) == text else f"{text}:1"):
             raise Mistake(f"{option} is HOST or HOST:PORT, such as 10.0.0.5:9500, not '{text}'")
+    if worlds:
+        modules.look_in(Path.cwd())
     folder = state or snapshots()
     try:
         folder.mkdir(parents=True, exist_ok=True)

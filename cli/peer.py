@@ -32,6 +32,7 @@ def peer(
     """Learn among peers until the rounds are done, or SIGTERM; what is learned is saved, and peers may come again."""
     from cli.screen import show, teller
     from core.options import nested, override
+    from envs import modules
     from gossip.peer import peer as serve
     from gossip.peer import refuse, roster
     from runs import trackers
@@ -40,6 +41,7 @@ def peer(
     from server.stop import interruptible
     from strategies.messages import is_address
 
+    modules.look_in(conf.parent, Path.cwd())
     config = from_user(override(read_toml(conf), list(settings or [])))
     refuse(config, number)
     addresses = roster(config)
@@ -52,11 +54,15 @@ def peer(
     if directory.metrics.exists():
         done = max((record["round"] for record in directory.read_metrics()), default=0)
         if done >= config.rounds:
-            raise Mistake(f"peer {number} has done its {done} rounds in {path}: choose another --out")
+            raise Mistake(
+                f"peer {number} has done its {done} rounds in {path}: to go on, give all peers a later end (--set "
+                f"rounds=N, N above {config.rounds}), or choose another --out for another run"
+            )
         directory.write_conf(nested(config))
         directory.go_on()
     else:
         directory = RunDirectory.create(path, nested(config))
+        directory.keep_folders(modules.folders())
 
     def tell_people(words: str) -> None:
         directory.note(words)

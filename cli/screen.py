@@ -42,7 +42,8 @@ def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
 
     from runs.report import describe
 
-    return lambda record: live(describe(record, config.rounds, config.steps))
+    reported = config.engine != "local"
+    return lambda record: live(describe(record, config.rounds, config.steps, reported))
 
 
 def live(line: str) -> None:

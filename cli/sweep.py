@@ -54,8 +54,10 @@ def sweep(
 ) -> None:
     """Run a conf for every combination of values and every seed, in parallel; the same command again goes on."""
     from core.options import override
+    from envs import modules
     from runs.directory import read_toml
 
+    modules.look_in(conf.parent, Path.cwd())
     changes = [*(settings or []), *([f"engine={engine}"] if engine is not None else [])]
     axes = grid_of(grid or [])
     for key in [*axes, *(change.partition("=")[0].strip() for change in changes)]:

@@ -1,4 +1,4 @@
-"""After how many rounds episodes end where a world cannot be saved, and whether any lasts until its own end."""
+"""Whether the rounds of a run end every episode of a world that cannot be saved."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ import math
 from client.session import Session
 from runs.config import RunConfig
 from strategies.method import chosen
-
-
-def settle_every(config: RunConfig, session: Session) -> int:
-    """Return the rounds after which episodes end; ``auto`` leaves time for the longest one."""
-    if config.settle_every is not None:
-        return config.settle_every
-    return 1 if session.worlds.exact else _rounds(session)
 
 
 def cut(config: RunConfig, session: Session) -> list[str]:
@@ -28,21 +21,15 @@ def cut(config: RunConfig, session: Session) -> list[str]:
     least = math.ceil(longest / session.fleet.steps_of(1))
     advice = f"set 'work' to at least {least}"
     if config.engine != "ray":
-        steps *= min(settle_every(config, session), config.checkpoint_every)
-        advice += f", or both 'settle-every' and 'checkpoint-every' to at least {_rounds(session)}"
+        advice += f", or both 'settle-every' and 'checkpoint-every' to at least {math.ceil(longest / steps)}"
+        steps *= min(config.settle_every, config.checkpoint_every)
     elif shortest := chosen(config).shortest_round(config):
         steps = shortest
         advice = "take the engine local or grpc, or exchange as seldom with 'sync.critic-every' and 'sync.actor-every'"
     if steps >= longest:
         return []
     return [
-        f"EPISODES ARE CUT: the state of {name} cannot be saved, so every episode ends after {steps / worlds.copies:g} "
-        f"of its {worlds.horizon} steps. Agents never learn what comes later. Every episode can last until its own end "
-        f"if you {advice}."
+        f"EPISODES ARE CUT: the state of {name} cannot be saved, so rounds and checkpoints end an episode after "
+        f"{steps / worlds.copies:g} of its {worlds.horizon} steps. Agents never learn what comes later. Episodes last "
+        f"until their own end if you {advice}."
     ]
-
-
-def _rounds(session: Session) -> int:
-    """The rounds that the longest episode can last."""
-    longest, steps = session.worlds.horizon * session.worlds.copies, session.fleet.steps_of(session.round_work)
-    return max(1, math.ceil(longest / steps)) if steps else 1

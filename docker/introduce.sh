@@ -2,6 +2,7 @@
 # What peers must have before they start: each its own certificate, and all the name of the same run. The authority's key
 # stays here. On machines of their own each is given its certificate by hand, and the run is wherever it says.
 set -eu
+docker/writable.sh /out "/out/${RUN:-.}"
 fedrl certs /authority --server '' --peers 0-3
 run=${RUN:-$CONF-$(date +%Y%m%d-%H%M%S)}
 for peer in 0 1 2 3; do

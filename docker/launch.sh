@@ -4,6 +4,7 @@
 set -eu
 agents=${AGENTS:-$(getent ahostsv4 client | awk '{ print $1 }' | sort -u | wc -l)}
 run=/out/${RUN:-$CONF-$(date +%Y%m%d-%H%M%S)}
+docker/writable.sh /out "$run"
 there="--superlink control:9093"
 if [ -n "${ROOTS:-}" ]; then
     there="$there --root-certificates $ROOTS"

@@ -122,6 +122,7 @@ class Here:
     round: int = 0
     apart: bool = False  # it says nothing in this round, and takes no share
     held_up: int = 0  # the last round in which it waited long for somebody slow
+    tells: bool = False  # whether words are waited for, and not shares
     due: dict[int, float] = field(default_factory=dict)  # until when shares and words of a round were waited for
     founders: dict[int, int] = field(default_factory=dict)  # whose lives were known when this peer began
     reasons: Counter[str] = field(default_factory=Counter)  # refusals by name

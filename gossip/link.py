@@ -51,7 +51,8 @@ class Link:
         self.counts_us = True  # whether it sends us shares
         self.began_without_us = False
         self.trouble = "it was not reached yet"
-        self.slow = False  # whether it was waited for in vain, and has sent nothing in time since
+        self.waited = 0.0  # seconds that it was waited for since it last sent something in time
+        self.slow = False  # whether that was a whole deadline: it is not waited for any more
         self.useless = False  # whether its last share was refused: it is sent none then
         self.held_up = 0  # the last round in which it waited long for somebody slow
         self.returned: list[Parcel] = []  # shares that were taken back
@@ -145,7 +146,6 @@ class Link:
         was, self.there = self.there, self.expected and self._reached and not self._withdraw and self.takes_part
         if self.there is not was:
             self._greet_now = True  # it should know soon that it counts here
-            self.slow = False
         self.here.changed.notify_all()
 
     def take_back(self) -> None:
@@ -185,6 +185,17 @@ class Link:
             self._settle(greeting.taken)
             self._gone("has left")
         self.refresh()
+
+    def waited_for(self, seconds: float) -> None:
+        """Spend patience with the peer. It has one deadline in all, whatever it says of itself meanwhile: only what it
+        sends in time gives it another one."""
+        self.waited += seconds
+        self.slow |= self.waited >= self.here.patience.deadline
+
+    def sent(self, parcel: Parcel) -> None:
+        """Renew patience with the peer, if what it sent is of the kind that is waited for, and in time."""
+        if (parcel.word is not None) is self.here.tells and not self.here.in_vain(parcel.round):
+            self.waited, self.slow = 0.0, False
 
     def is_in(self, number: int) -> None:
         """It says which round it is in; what it said before may arrive later."""
@@ -283,7 +294,7 @@ class Link:
             self.here.say(f"peer {self.number} is back, in another life")
         self._empty()
         self.inbox.begin_anew()
-        self.slow, self.held_up, self.behind, self._shared, self._withholds = False, 0, 0, -1, False
+        self.held_up, self.behind, self._shared, self._withholds = 0, 0, -1, False
         self.life, self.round, self._sequence, self._tried = life, 0, 1, False
         self._withdraw, self._withdrawn = 0, None
 

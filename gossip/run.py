@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from attacks.plan import Plan
 from client.answers import measured
-from client.pace import settle_every
 from client.session import Session
 from core.errors import Failure, Mistake
 from core.options import flatten
@@ -140,7 +139,7 @@ class Learning:
 def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge: bool) -> Record:
     """One round, and the record of it: lists have an entry per peer here."""
     begun, medium = time.perf_counter(), peers.medium
-    report, notes = peers.round(number, number % settle_every(config, session) == 0)
+    report, notes = peers.round(number, number % config.settle_every == 0)
     judging = time.perf_counter()
     nobody: list[float | None] = [None] * len(session.numbers)
     returns = nobody

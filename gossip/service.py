@@ -6,7 +6,8 @@ else that is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import resource
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,13 +16,13 @@ from google.protobuf.message import DecodeError, Message
 
 from core.errors import Failure
 from gossip import gossip_pb2 as pb
+from gossip.arrivals import CALLER, Arrivals
 from gossip.here import MAX_BYTES, VERSION, Here
 from gossip.inbox import PIECE, Parcel
 from gossip.link import Link
 
 SERVICE = "fedrl.gossip.v1.Peer"
-THREADS = 4  # an answer waits for nothing but the lock
-CALLS = 64  # at a time; more are turned away by gRPC
+CALLS = 64  # at a time, a thread for each; more are turned away by gRPC
 TAG = 32  # characters of a word's tag
 Answer = Callable[[Any, Link | None, pb.Status], Message]
 
@@ -37,13 +38,19 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             "Withdraw": (pb.Withdrawal, self._withdraw),
             "Ask": (pb.Question, self._ask),
         }
+        patience = here.patience
+        self._arrivals = Arrivals(patience.call)  # nobody waits longer for an answer
         self._server = grpc.server(
-            ThreadPoolExecutor(THREADS, "serves"),
+            ThreadPoolExecutor(CALLS, "serves"),
             handlers=[self],
             options=[
                 ("grpc.max_receive_message_length", MAX_BYTES),
                 ("grpc.max_metadata_size", 8192),
-                ("grpc.max_concurrent_streams", CALLS),
+                ("grpc.max_concurrent_streams", CALLER),
+                ("grpc.max_allowed_incoming_connections", connections(here.identity.network)),
+                ("grpc.server_handshake_timeout_ms", int(1000 * patience.call)),
+                # Neighbours greet every beat: who makes no call in ten of them is none.
+                ("grpc.max_connection_idle_ms", int(1000 * max(10 * patience.beat, patience.call))),
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=CALLS,
@@ -59,11 +66,13 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
                 port = self._server.add_secure_port(address, tls.server())
         except RuntimeError:
             raise Failure(f"peer {self.here.identity.number} cannot listen at {address}: is the port taken?") from None
+        self._arrivals.start()
         self._server.start()
         return int(port)
 
     def stop(self) -> None:
         self._server.stop(0.5).wait(2.0)
+        self._arrivals.stop()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """gRPC asks who answers to a method's name."""
@@ -73,7 +82,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             return None
         kind, answer = self._methods[method]
 
-        def call(request: bytes, context: grpc.ServicerContext) -> bytes:
+        def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            request = self._arrivals.read(messages, context, tuple(_names(context)) or context.peer())
             try:
                 message = kind.FromString(request)
             except DecodeError:
@@ -83,7 +93,8 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             found: bytes = answer(message, link, status).SerializeToString()
             return found
 
-        return grpc.unary_unary_rpc_method_handler(call)  # bytes in, bytes out
+        # Bytes in, bytes out. A stream of messages, of which the first is read: gRPC calls us before it has come.
+        return grpc.stream_unary_rpc_method_handler(call)
 
     def _admitted(self, message: Any, context: grpc.ServicerContext) -> tuple[pb.Status, Link | None]:
         """Whether a message is of a peer of this run, in the life that we know, for us in this life; and of whom."""
@@ -132,7 +143,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
             status, parcel = link.inbox.take(message, self.here.round, self.here.apart or self.here.closed)
             if parcel is not None:
                 self.here.counts["bytes_down"] += parcel.nbytes
-                link.slow = link.slow and self.here.in_vain(parcel.round)
+                link.sent(parcel)
                 if parcel.word is not None and not self.keep(link, parcel):
                     status = pb.STATUS_LATE
                 self.here.changed.notify_all()
@@ -162,6 +173,13 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _receipt(self, status: pb.Status) -> pb.Receipt:
         return pb.Receipt(status=status, round=self.here.round, incarnation=self.here.identity.life)
+
+
+def connections(network: int) -> int:
+    """How many connections a peer keeps open for others. Most descriptors are left to its own files and links."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(64, 4 * network)
+    return wanted if most == resource.RLIM_INFINITY else max(min(wanted, most // 4), 2 * network)
 
 
 def _names(context: grpc.ServicerContext) -> list[bytes]:

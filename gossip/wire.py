@@ -202,6 +202,7 @@ class Wire:
         useless, refused[...] = set(np.flatnonzero(refused[0]).tolist()), False
         with self.here.changed:
             self._enter(number)
+            self.here.tells = False
             for peer, link in self.links.items():
                 was, link.useless = link.useless, peer in useless
                 if link.useless is not was:
@@ -238,6 +239,7 @@ class Wire:
         me, last = self.peers[0], bool(final is not None and final.all())
         with self.here.changed:
             self._enter(number)
+            self.here.tells = True
             deadline = self._late(number) + self.patience.deadline
             if self._turn[1] not in ("", tag):
                 self._done_with(self._turn[1])
@@ -347,18 +349,21 @@ class Wire:
         return missed
 
     def _hold(self, lagging: Callable[[], list[Link]], number: int, deadline: float) -> None:
-        """Until nobody lags, or the deadline. Half way to it the others hear of it, and need not wait along; who was
-        waited for in vain is not waited for again until something of it comes in time."""
+        """Wait until nobody lags, or the deadline. Half way to it tell the other peers, so that they do not wait along.
 
-        def over() -> bool:
-            return self.stop() or not lagging()
-
-        self._until(over, (time.monotonic() + deadline) / 2)
-        if not over():
-            self.here.held_up = number
-            self._greet_all()
-            self._until(over, deadline)
-            for link in lagging():
+        Every second is charged to those who lag. A peer that has used up a deadline, in one round or in many, is not
+        waited for again until something of it comes in time.
+        """
+        half = (time.monotonic() + deadline) / 2
+        while (late := lagging()) and not self.stop() and (now := time.monotonic()) < deadline:
+            if now >= half and self.here.held_up != number:
+                self.here.held_up = number
+                self._greet_all()
+            self.here.changed.wait(min((half if now < half else deadline) - now, 0.5))
+            for link in late:
+                link.waited_for(time.monotonic() - now)
+        if not self.stop():
+            for link in late:
                 link.slow = True
 
     def _wait_for_most(self) -> None:

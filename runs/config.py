@@ -55,8 +55,9 @@ class RunConfig:
     seed: int = option(0, "The root of every random number of the run.", low=0)
     work: int | None = option(
         None,
-        "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches. auto: 10; "
-        "for td3 the longest episode in every copy, 1000 steps at least. 0: none, to see what a round costs.",
+        "Training per round, in the algorithm's unit: ppo iterations, td3 steps, policy-gradient batches. auto: 10, "
+        "for td3 1000 steps of every copy, or more: as long as the longest episode of a world that cannot be saved. "
+        "0: none, to see what a round costs.",
         low=0,
     )
     evaluate_episodes: int = option(10, "Episodes per agent that judge it after a round; 0: training judges.", low=0)
@@ -85,10 +86,10 @@ class RunConfig:
     )
     checkpoint_every: int = option(10, "Rounds between checkpoints; the last round always leaves one.", low=1)
     checkpoints: int = option(3, "How many checkpoints are kept, besides the best one.", low=1)
-    settle_every: int | None = option(
-        None,
+    settle_every: int = option(
+        1,
         "Rounds after which episodes end in worlds whose state cannot be saved (all but CartPole and Pendulum). "
-        "A run resumed after such a round equals one that was not stopped. auto: 1, or as many as the longest episode.",
+        "A run resumed after such a round equals one that was not stopped.",
         low=1,
     )
     tensorboard: bool = option(True, "Write TensorBoard events into the run's directory.")

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,7 @@ class RunDirectory:
         self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
         self.summary = path / "summary.json"
         self._name, self._stop, self._notes = path / "name", path / "stop", path / "events.log"
-        self._word, self._lock = path / "last-words.json", path / "lock"
+        self._word, self._lock, self._folders = path / "last-words.json", path / "lock", path / "worlds"
 
     @classmethod
     def create(cls, path: Path, conf: Mapping[str, Any]) -> RunDirectory:
@@ -76,6 +76,19 @@ class RunDirectory:
     def name(self) -> str:
         """What the run is called on every machine."""
         return _text(self._name).strip() if self._name.exists() else self.path.name
+
+    def keep_folders(self, folders: Sequence[str]) -> None:
+        """Write down where the modules of the run's worlds were looked for, for whoever opens the run later."""
+        self._folders.write_text("".join(f"{folder}\n" for folder in folders))
+
+    def folders(self) -> list[Path]:
+        """Where to look for the modules of the run's worlds: where they were when it began, and the working directory.
+
+        None within the run itself: a run that somebody sent imports nothing that came with it.
+        """
+        kept = _text(self._folders).splitlines() if self._folders.exists() else []
+        places = [Path(folder) for folder in kept if Path(folder).is_absolute()] + [Path.cwd()]
+        return [place for place in places if not place.resolve().is_relative_to(self.path.resolve())]
 
     def ask_to_stop(self) -> None:
         """Whoever runs the rounds ends after the one in progress; it may be another process."""

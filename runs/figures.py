@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,13 @@ def plain_mean(values: F64) -> F64:
     """The mean over axis 0 of what was measured."""
     some, found = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
     found[some] = np.nanmean(values[:, some], axis=0)
+    return found
+
+
+def plain_median(values: F64) -> F64:
+    """The median over axis 0 of what was measured."""
+    some, found = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
+    found[some] = np.nanmedian(values[:, some], axis=0)
     return found
 
 
@@ -184,6 +192,21 @@ def mean_return(record: Mapping[str, Any]) -> float:
     return float(np.mean(judged)) if judged else -np.inf
 
 
+def median_return(record: Mapping[str, Any], metric: str = "return") -> float:
+    """Return the median over the agents that were evaluated, which a minority of them cannot move; nan for nobody."""
+    known = [value for value in record[metric] if value is not None and np.isfinite(value)]
+    return float(np.median(known)) if known else math.nan
+
+
+def score(record: Mapping[str, Any]) -> float:
+    """Return the figure by which the best round is chosen; minus infinity where nobody was evaluated.
+
+    It is the server's own evaluation where it has one, and the median of the agents' reports elsewhere.
+    """
+    value = record["score"] if "score" in record else median_return(record)
+    return -np.inf if value is None or not np.isfinite(value) else float(value)
+
+
 def final_return(records: Records) -> float | None:
     """The last mean return that was judged."""
     returns = [value for value in map(mean_return, records) if np.isfinite(value)]
@@ -200,13 +223,15 @@ def summary(records: Records) -> dict[str, Any]:
     """What a run comes to."""
     if not records:
         return {"rounds": 0, "env_steps": 0, "final_return": None, "best_return": None, "wall_s": 0.0}
-    returns = [value for value in map(mean_return, records) if np.isfinite(value)]
+    medians = [value for value in map(median_return, records) if np.isfinite(value)]
+    scores = [value for value in map(score, records) if np.isfinite(value)]
     return {
         "rounds": records[-1]["round"],
         "env_steps": sum(records[-1]["steps"]),
         "final_return": final_return(records),
+        "median_return": medians[-1] if medians else None,
         "worst_agent": worst_agent(records),
-        "best_return": max(returns, default=None),
+        "best_return": max(scores, default=None),
         "bytes_up": sum(sum(record["bytes_up"]) for record in records),
         "bytes_down": sum(sum(record["bytes_down"]) for record in records),
         "missed": sum(sum(record["missed"]) for record in records),

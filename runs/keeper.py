@@ -32,14 +32,14 @@ class Keeper:
     def __init__(self, directory: RunDirectory, run: Kept, keep: int, about: Mapping[str, Any]) -> None:
         """``keep`` checkpoints stay; ``about`` is what weights say of themselves."""
         self.directory, self.run, self.keep, self.about = directory, run, keep, about
-        self.returns = {record["round"]: figures.mean_return(record) for record in directory.read_metrics()}
+        self.returns = {record["round"]: figures.score(record) for record in directory.read_metrics()}
         self._best: dict[str, Array] | None = None
         self._last: Mapping[str, Any] | None = None
         self._saved = False
 
     def after(self, record: Mapping[str, Any], due: bool) -> None:
         """A round is over; ``due``: with a checkpoint."""
-        value = figures.mean_return(record)
+        value = figures.score(record)
         if value > max(self.returns.values(), default=-np.inf) and (learned := self.run.learned()):
             self._best = {name: array.copy() for name, array in learned.items()}
         self.returns[record["round"]] = value

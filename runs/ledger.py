@@ -80,7 +80,7 @@ class Ledger:
             sizes = {name: row.nbytes for name, row in reply.parts.items()}
             self._counts["bytes_up"][agent] += sum(sizes.values())
             self._add("up", sizes)
-        names = sorted({name for reply in got.values() for name in reply.measured})
+        names = sorted({name for reply in got.values() for name in reply.measured if not _is_ours(name)})
         measured = {
             name: [got[k].measured.get(name) if k in got else None for k in range(self.agents)] for name in names
         }
@@ -126,6 +126,11 @@ class Ledger:
         for name, size in sizes.items():
             part = self._parts.setdefault(name, {"up": 0, "down": 0})
             part[way] += size
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether only the server may report this: its evaluations, its score, and what its rule did."""
+    return name == "score" or name in TRUTH or name.startswith(("kept.", "return."))
 
 
 def truth(record: Mapping[str, Any], liars: Collection[int]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from core.outputs import check_file
-from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean, plain_mean
+from runs.figures import Curve, Records, bootstrap_band, curve, interquartile_mean, plain_mean, plain_median
 
 LONG = 45  # letters of a name: a legend of longer ones hides the curves
 WIDE = 80  # letters of a line that fits below the curves
@@ -21,8 +21,8 @@ AXES = {
 
 
 def curves(path: Path, runs: Mapping[str, Records], title: str = "") -> None:
-    """The returns of single runs."""
-    draw(path, {name: curve([records]) for name, records in runs.items()}, title)
+    """The returns of single runs, as the median over agents: agents report them, and one cannot move a median."""
+    draw(path, {name: curve([records]) for name, records in runs.items()}, title, median=True)
 
 
 def draw(
@@ -33,10 +33,11 @@ def draw(
     x: str = "steps",
     each: bool = False,
     mean: bool = False,
+    median: bool = False,
 ) -> None:
     """An interquartile mean per curve, with its 95% bootstrap band; agents thin behind it, seeds only if ``each``.
 
-    ``mean``: the mean, with its 90% bootstrap band.
+    ``mean``: the mean, with its 90% bootstrap band. ``median``: the median, with its 95% band.
     """
     check_file(path, PICTURES, "the picture")
     import matplotlib
@@ -48,7 +49,9 @@ def draw(
     beneath = max(map(len, found)) > LONG  # a legend that would hide the curves
     lines = 1
     many = plt.get_cmap("turbo")
-    middle, level = (plain_mean, 0.9) if mean else (interquartile_mean, 0.95)
+    kind = "mean" if mean else "median" if median else "interquartile mean"
+    middle = {"mean": plain_mean, "median": plain_median}.get(kind, interquartile_mean)
+    level = 0.9 if mean else 0.95
     for index, (name, one) in enumerate(found.items()):
         colour = f"C{index}" if len(found) <= 10 else many(index / (len(found) - 1))
         for row in one.rows if each or one.of == "agents" else ():
@@ -63,7 +66,7 @@ def draw(
             axes.fill_between(one.at, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set(title=title, xlabel=AXES[x], ylabel=metric)
     axes.grid(alpha=0.3)
-    words = f"{'mean' if mean else 'interquartile mean'}, {level:.0%} bootstrap"
+    words = f"{kind}, {level:.0%} bootstrap"
     size = None if len(found) <= 5 else "x-small"
     if beneath:
         figure.set_figheight(4.5 + 0.25 * lines)

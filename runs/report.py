@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from core.counts import reached
 from runs import plots
 from runs.directory import RunDirectory
+from runs.figures import mean_return, median_return
 
 
-def describe(record: dict[str, Any], rounds: int, steps: int) -> str:
-    """A round in one line: how far, how good, how fast, how much was sent, who is missing, who had no say."""
-    returns = [value for value in record["return"] if value is not None]
-    middle = f"{sum(returns) / len(returns):.1f}" if returns else "-"
+def describe(record: dict[str, Any], rounds: int, steps: int, reported: bool = False) -> str:
+    """Return a round in one line: how far, how good, how fast, how much was sent, which agents are missing or dropped.
+
+    Returns that other processes ``reported`` are shown as their median: one agent cannot move it.
+    """
+    middle = (median_return if reported else mean_return)(record)
     rate = sum(record["steps"]) / max(record["wall_s"], 1e-9)
     words = [
         f"round {record['round']}" + (f"/{rounds}" if rounds else ""),
         f"steps {reached(record['steps']):,}" + (f"/{steps:,}" if steps else ""),
-        f"return {middle}",
+        f"{'median ' if reported else ''}return {f'{middle:.1f}' if math.isfinite(middle) else '-'}",
         f"{rate:,.0f} steps/s",
     ]
     sent = sum(record["bytes_up"]) + sum(record["bytes_down"])

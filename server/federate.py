@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from attacks.plan import Plan
-from client.pace import cut, settle_every
+from client.pace import cut
 from client.session import Session
 from core.errors import Mistake
 from core.options import flatten
@@ -114,7 +114,7 @@ def _federate(
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
     )
-    gained, settle, plan = [0] * config.agents, settle_every(config, session), Plan(config.attack, config.agents)
+    gained, plan = [0] * config.agents, Plan(config.attack, config.agents)
     with closing(trackers), closing(Unseen(config, session)) as unseen:
         try:
             for words in [] if number else chosen(config).warnings(config) + cut(config, session):
@@ -124,13 +124,13 @@ def _federate(
                 this, lived = number + 1, list(ledger.lived)
                 last = config.over(this, [now + more for now, more in zip(lived, gained, strict=True)])
                 extra = {
-                    "settle": strategy.passes(this, settle),
+                    "settle": strategy.passes(this, config.settle_every),
                     "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
                 judge = strategy.passes(this, config.federation.evaluate_every) or last
                 strategy.evaluated = judge and config.evaluate_episodes > 0
                 record = rounds.round(this, extra, judge and config.evaluate_episodes > 0)
-                record |= unseen.judge(kept.learned()) if judge and config.unseen else {}
+                record |= unseen.judge(kept.learned()) if judge else {}
                 number = this
                 liars = plan.attackers(number)
                 if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of

@@ -100,7 +100,7 @@ def main(grid: Grid, context: Context) -> None:
             _fit(grid, session, config),
             directory,
             session,
-            lambda record: show(describe(record, config.rounds, config.steps)),
+            lambda record: show(describe(record, config.rounds, config.steps, reported=True)),
             directory.stop_asked,
             show,
         )

@@ -54,6 +54,7 @@ class FedPG(Federation):
 
     tables: ClassVar[Mapping[str, type[Any]]] = {**Federation.tables, "fedpg": FedPGConfig}
     algorithms = ("policy-gradient",)
+    server_learns = True
 
     @classmethod
     def check(cls, run: Run) -> None:

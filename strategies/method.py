@@ -67,6 +67,8 @@ class Method:
     algorithms: ClassVar[tuple[str, ...]] = ()
     # Without a server: weights go from agent to agent.
     serverless: ClassVar[bool] = False
+    # The server has a learner of its own, so it can evaluate the shared policy by itself.
+    server_learns: ClassVar[bool] = False
     # The work of a round bounds the steps and updates that an agent can report.
     bounded: ClassVar[bool] = True
     # Agents remember the last weights that all shared, so that a learner can be pulled towards them.

@@ -46,8 +46,11 @@ def fedrl(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def typed(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """What the command prints in a process of its own, on 200 columns."""
-    command = [sys.executable, "-m", "cli.main", *map(str, words)]
+    """What the command prints in a process of its own, on 200 columns.
+
+    As in the installed script, the working directory is not on Python's path (-P).
+    """
+    command = [sys.executable, "-P", "-m", "cli.main", *map(str, words)]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300, check=False)
 

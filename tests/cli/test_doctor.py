@@ -196,7 +196,7 @@ def test_the_superlink_that_flwr_starts_is_looked_for_by_name() -> None:
 
 def test_what_flwr_run_left_is_found_with_the_command_that_ends_it() -> None:
     assert verdicts(check_background({}, WANTED)) == {"left by flwr run": "ok"}
-    (left,) = check_background({7: WANTED | {"HOME": "/root"}}, WANTED)
+    (left,) = check_background({7: WANTED | {"HOME": "/root", "OMP_NUM_THREADS": "2"}}, WANTED)
     assert (left.verdict, left.remedy) == ("note", "the next `flwr run .` uses it; to end it: kill 7")
     # A later run would have the variables of the process, not those of its own shell.
     (loud,) = check_background({7: WANTED | {"FLWR_TELEMETRY_ENABLED": "1"}}, WANTED)

@@ -76,7 +76,9 @@ class TestEveryConfiguration:
         assert [key.name for key in listed] == list(flatten(kind()))
         for key in listed:
             assert key.sentence.endswith("."), key.name
-            assert key.kind in {"int", "int or auto", "float", "bool", "str", "list of int", "list of str", "table"}, key.name
+            assert key.kind in {"int", "int or auto", "float", "bool", "str", "list of int", "list of str", "table"}, (
+                key.name
+            )
             assert "_" not in key.name
 
 

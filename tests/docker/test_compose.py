@@ -155,10 +155,16 @@ def inspect(container: str, what: str) -> str:
     return output("docker", "inspect", "--format", what, container)
 
 
-def volume(container: str, where: str) -> str:
-    return inspect(
-        container, f'{{{{range .Mounts}}}}{{{{if eq .Destination "{where}"}}}}{{{{.Name}}}}{{{{end}}}}{{{{end}}}}'
-    )
+def volumes() -> set[str]:
+    """Every volume there is, also those without a name, which belong to no project."""
+    return set(output("docker", "volume", "ls", "--quiet").split())
+
+
+def writable(container: str) -> set[str]:
+    """The first folders of a container, /tmp and what is mounted aside, in which its user can write."""
+    found = call("docker", "exec", container, "find", "/", "-xdev", "-type", "d", "-writable")
+    assert found.stdout, found.stderr  # it ends with 1, as some folders are closed to it
+    return {Path(path).parts[1] for path in found.stdout.split()}
 
 
 @pytest.mark.core
@@ -199,9 +205,12 @@ def test_scaled_clients_take_part_and_one_that_is_killed_comes_back(stack: Stack
     reach(lambda: len(records()) >= 3)
     agents = {output("docker", "exec", client, "cat", "/state/agent"): client for client in clients}
     assert sorted(agents) == ["0", "1", "2", "3"]
-    assert len({volume(client, "/state") for client in clients}) == 4
     # Whoever writes machine code where another finds it runs code there; so does whoever reaches the control port.
-    assert len({volume(container, "/compiled") for container in (*clients, superlink, launcher)}) == 6
+    for container in (*clients, superlink, launcher):
+        mounts = {mount["Destination"] for mount in json.loads(inspect(container, "{{json .Mounts}}"))}
+        assert "/compiled" not in mounts
+        assert {"state", "compiled"} - {path.strip("/") for path in mounts} <= writable(container)
+        assert writable(container) <= {"state", "compiled", "claims", "authority", "keys"}
     addresses = inspect(superlink, "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}").split()
     assert len(addresses) == 2
     dial = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
@@ -214,7 +223,7 @@ def test_scaled_clients_take_part_and_one_that_is_killed_comes_back(stack: Stack
         assert (dialled.returncode == 0) == open_, f"{host}:{port} {dialled.stderr}"
     for container in (*clients, superlink, launcher, tensorboard):
         about = json.loads(inspect(container, "{{json .}}"))
-        assert about["HostConfig"]["ReadonlyRootfs"]
+        assert about["HostConfig"]["Ulimits"] == [{"Name": "nofile", "Hard": 16384, "Soft": 16384}]
         assert about["Config"]["User"] == "1000:1000"
         assert about["HostConfig"]["CapDrop"] == ["ALL"]
         assert about["HostConfig"]["Memory"] > 0
@@ -239,6 +248,29 @@ def test_scaled_clients_take_part_and_one_that_is_killed_comes_back(stack: Stack
     done = stack("up", "--exit-code-from", "launcher", "--scale", "client=4", **more)
     assert done.returncode == 0, said(done)[-5000:]
     assert [record["round"] for record in records()] == list(range(1, rounds + 4))
+
+
+def test_a_folder_of_another_user_is_refused_in_a_sentence(stack: Stack, tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    done = stack("up", "--exit-code-from", "launcher", RUN="theirs", CLIENTS="1", OUT=str(tmp_path))
+    assert done.returncode == 2, said(done)[-5000:]
+    assert f"/out (OUT={tmp_path} on the host) belongs to user" in said(done)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_after_a_scale_down(stack: Stack) -> None:
+    assert DOWN, "docs/deployment.md says what removes everything"
+    project = stack.env["COMPOSE_PROJECT_NAME"]
+    before = {name for name in volumes() if not name.startswith(project)}
+    for clients in ("4", "2"):
+        done = stack("up", "--no-start", "--scale", f"client={clients}")
+        assert done.returncode == 0, said(done)
+        assert len(output("docker", "ps", "--all", "--quiet", "--filter", f"name={project}.client").split()) == int(
+            clients
+        )
+    done = stack(*DOWN[2].split(), COMPOSE_PROFILES=DOWN[1])
+    assert done.returncode == 0, said(done)
+    assert volumes() == before
 
 
 def test_ppo_pulls_its_clients_together(stack: Stack) -> None:

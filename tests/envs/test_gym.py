@@ -177,7 +177,7 @@ def run(batch: Worlds, steps: int) -> None:
         ("CartPol-v1", {}, "there is no world 'CartPol-v1' here: Environment `CartPol` doesn't exist. Did you mean"),
         ("CartPole-v7", {}, "there is no world 'CartPole-v7' here"),
         ("Hopper-v2", {}, "there is no world 'Hopper-v2' here"),
-        ("nowhere.at.all:X-v0", {}, "No module named 'nowhere'"),
+        ("nowhere.at.all:X-v0", {}, "there is no module 'nowhere.at.all' for 'world.id'"),
         ("Acrobot-v1", {"options": {"wings": 2}}, "cannot be made with world.options {'wings': 2}"),
         ("FrozenLake-v1", {"options": {"map_name": "7x7"}}, "cannot be made with world.options {'map_name': '7x7'}"),
         (STRANGE + "Fussy-v0", {"options": {"size": 9}}, "ValueError: size is at most 3"),

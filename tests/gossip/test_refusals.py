@@ -21,6 +21,7 @@ import pytest
 from cli.certificates import Authority
 from core.errors import Failure, Mistake
 from gossip import gossip_pb2 as pb
+from gossip.arrivals import CALLER
 from gossip.gossip_pb2_grpc import PeerStub
 from gossip.handshakes import counted
 from gossip.here import MAX_BYTES, Tls
@@ -233,8 +234,9 @@ def peak() -> int:
 
 
 def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
-    """From ten lines, as one line keeps to what it was told about calls at a time."""
-    wire, lines = pair.wires[0], 10
+    """From twice as many lines as fill the server, as one line keeps to what it was told about calls at a time."""
+    wire, filling = pair.wires[0], CALLS // CALLER
+    lines = 2 * filling
     with ExitStack() as stack:
         calls = []
         with wire.here.changed:  # which every answer needs: none is done before all have come
@@ -244,15 +246,18 @@ def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
                 give = channel.unary_unary("/fedrl.gossip.v1.Peer/Give")
                 calls += [give.future(b"\xff" * 50_000, timeout=60) for _ in range(CALLS)]
             deadline = time.monotonic() + 30
-            while sum(call.done() for call in calls) < (lines - 2) * CALLS and time.monotonic() < deadline:
+            while sum(call.done() for call in calls) < (lines - filling) * CALLS and time.monotonic() < deadline:
                 time.sleep(0.02)
         found = together([lambda k=k: pair.wires[k].mix(4, *(starts(1, 4, seed=k))) for k in range(2)])
         codes = Counter(call.code() for call in calls)  # waits for each
     assert sum(float(y[0]) for _, y in found) == pytest.approx(2.0)
-    answered, away = codes[grpc.StatusCode.OK], codes[grpc.StatusCode.RESOURCE_EXHAUSTED]
+    # More than all calls, more than a line's, and what was ended as its message had not come.
+    turned = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    answered, away = codes[grpc.StatusCode.OK], sum(codes[code] for code in turned)
     assert answered + away == len(calls), codes
-    assert away >= (lines - 2) * CALLS
-    assert answered > 0 and wire.reasons() == {"malformed": answered}
+    assert away >= (lines - filling) * CALLS
+    # A call may be ended in the moment in which its message comes.
+    assert answered > 0 and wire.reasons().keys() == {"malformed"} and wire.reasons()["malformed"] >= answered
 
 
 # TLS ------------------------------------------------------------------------------------------------------------------

@@ -124,6 +124,17 @@ def test_over_seeds():
     assert "mean" not in nobody
 
 
+def test_a_score_is_the_median_over_agents_or_what_the_server_found_itself():
+    claims = record(10, [1.0, None, 3.0, 1e6, float("nan")])
+    assert figures.median_return(claims) == figures.score(claims) == 3.0
+    assert figures.score(claims | {"score": 2.0}) == 2.0
+    assert figures.score(claims | {"score": None}) == figures.score(record(10, [None])) == -np.inf
+    summary = figures.summary(
+        [one | {"missed": [0], "refused": [0]} for one in (claims, record(20, [2.0, 4.0, 9.0]), record(30, [None]))]
+    )
+    assert (summary["median_return"], summary["best_return"], summary["final_return"]) == (4.0, 4.0, 5.0)
+
+
 def test_what_a_share_of_the_agents_has_reached():
     """Half of five are three, half of four are two; fewer than half cannot move it beyond what another one says."""
     assert reached([7]) == 7

@@ -78,6 +78,18 @@ def test_a_plain_mean_is_drawn_where_it_is_asked_for(tmp_path, drawn):
     ]
 
 
+def test_the_curve_of_a_run_is_the_median_which_one_agent_cannot_move(tmp_path, drawn):
+    """Agent 2 claims a million; the thin lines show it, the thick one does not."""
+    records = [
+        {"round": number, "steps": [10 * number] * 3, "return": [value, value + 2, 1e6]}
+        for number, value in enumerate([1.0, 5.0], start=1)
+    ]
+    plots.curves(tmp_path / "curve.png", {"run": records})
+    (axes,) = drawn
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1, 5], [3, 7], [1e6, 1e6], [3, 7]]
+    assert axes.get_legend().get_title().get_text() == "median, 95% bootstrap"
+
+
 def test_the_agents_of_one_run_are_drawn_and_one_point_is_marked(tmp_path, drawn):
     plots.draw(tmp_path / "a.png", {"run": curve([[1], [3]], "agents")})
     assert len(drawn[0].lines) == 3

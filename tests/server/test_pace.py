@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from client.pace import cut, settle_every
+from client.pace import cut
 from client.session import Session
 from core.options import override
 from runs.config import RunConfig, configure
@@ -39,8 +39,22 @@ def test_by_default_td3_finishes_episodes_of_a_world_that_cannot_be_saved(tmp_pa
     assert run.notes() == []
 
 
-def test_by_default_an_episode_lasts_until_its_end_over_many_short_rounds(tmp_path: Path) -> None:
-    given = config("work=10", "rounds=8", "checkpoint-every=4")
+@pytest.mark.parametrize("world", ["BipedalWalker-v3", "LunarLanderContinuous-v3", "Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("algorithm", ["ppo", "td3", "policy-gradient"])
+def test_by_default_no_round_cuts_an_episode(algorithm: str, world: str) -> None:
+    if (algorithm, world) == ("td3", "CartPole-v1"):
+        pytest.skip("td3 needs continuous actions")
+    given = config(f"algorithm={algorithm}", "world={}", f"world.id={world}", "world.copies=2")
+    session = Session(given, [0])
+    usual = {"td3": 2 * max(1000, session.worlds.horizon if not session.worlds.exact else 0), "policy-gradient": 10}
+    usual["ppo"] = 13 if world == "BipedalWalker-v3" else 10  # of 128 steps each; its episodes have 1,600
+    assert session.round_work == usual[algorithm]
+    assert cut(given, session) == []
+    session.close()
+
+
+def test_an_episode_may_last_over_many_short_rounds(tmp_path: Path) -> None:
+    given = config("work=10", "rounds=8", "settle-every=4", "checkpoint-every=4")
     run = local(tmp_path / "run", given)
     assert column(run, "episodes") == [[0, 0]] * 3 + [[1, 1]] + [[0, 0]] * 3 + [[1, 1]]
     assert run.notes() == []
@@ -48,14 +62,13 @@ def test_by_default_an_episode_lasts_until_its_end_over_many_short_rounds(tmp_pa
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_confs_run_at_the_pace_that_they_had(path: Path) -> None:
-    """10 units a round and episodes that end with every round, unless the conf says otherwise."""
+    """10 units a round, unless the conf says otherwise."""
     table = tomllib.loads(path.read_text())
     if table["world"]["id"].startswith("HalfCheetah"):
         pytest.importorskip("mujoco")
     given = configure(override(table, ["evaluate-episodes=0", "world.workers=0"]))
     session = Session(given, [0])
     assert session.round_work == table.get("work", 10)
-    assert settle_every(given, session) == table.get("settle-every", 1)
     assert cut(given, session) == []
     session.close()
 
@@ -66,7 +79,7 @@ def test_the_confs_run_at_the_pace_that_they_had(path: Path) -> None:
         ("work=10 settle-every=1", "after 10 of its 40 steps"),
         ("work=10 settle-every=1", " to at least 40, or both 'settle-every' and 'checkpoint-every' to at least 4."),
         ("work=10 settle-every=2", "after 20 of its 40 steps"),
-        ("work=10 checkpoint-every=3", "after 30 of its 40 steps"),
+        ("work=10 settle-every=4 checkpoint-every=3", "after 30 of its 40 steps"),
         ("work=10 world.copies=4 settle-every=1", "'work' to at least 160, or both"),
         ("engine=ray work=10", "if you set 'work' to at least 40."),
         ("engine=ray strategy=fedavg-td3 steps=100 rounds=0 sync.critic-every=10 sync.actor-every=20", "local or grpc"),
