@@ -76,13 +76,13 @@ NEXT = """what to try next:
 
 def learn(config: RunConfig, path: Path, title: str) -> Records:
     """One run, with a live line; its records."""
-    from core.options import nested
+    from runs.config import written
     from runs.directory import RunDirectory
     from server import engines
     from server.stop import interruptible
 
     session = engines.prepare(config)
-    directory = RunDirectory.create(path, nested(config))
+    directory = RunDirectory.create(path, written(config))
     try:
         with interruptible() as stop, closing(session):
             summary = engines.run(config, session, directory, teller(config, title), announce, stop)

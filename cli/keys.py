@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.screen import show_table
+from cli.screen import Plugins, show_table
 from core.errors import Mistake
 
 
 def conf(
     prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the keys as one JSON array.")] = False,
 ) -> None:
     """Every key that a conf may hold: its default, its range, its sentence."""
-    from core import registry
+    from core import modules, registry
     from core.options import keys
     from runs.config import assembled
 
-    registry.load(list(registry.installed()))
+    modules.look_in(Path.cwd())
+    registry.load([*registry.installed(), *(plugin or ())])
     found = [key for key in keys(assembled()) if key.name.startswith(prefix)]
     if not found:
         raise Mistake(f"no key begins with '{prefix}'")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.groups import Run, grouped, labels, read
-from cli.screen import Settings, announce, show_table
+from cli.screen import Plugins, Settings, announce, show_table
 from core.errors import Mistake
 from core.outputs import check_file
 
@@ -26,6 +26,7 @@ def evaluate(
     video: Annotated[Path | None, typer.Option(help="Film an episode: an .mp4 or a .gif.")] = None,
     agent: Annotated[int, typer.Option(help="Whom to film.", min=0)] = 0,
     settings: Settings = None,
+    plugin: Plugins = None,
     best: Annotated[bool, typer.Option("--best", help="The weights of the best round, not of the last.")] = False,
     cross: Annotated[
         bool,
@@ -36,10 +37,11 @@ def evaluate(
 ) -> None:
     """Judge the agents of a run again, in its world or (--set world...) in another."""
     from client.session import Session
+    from core import modules
     from core.options import override
     from core.streams import Streams
-    from envs import modules
     from envs import video as film
+    from fedrl.running import with_plugins
     from runs import checkpoints, plots
     from runs.config import configure
     from runs.directory import RunDirectory
@@ -48,7 +50,9 @@ def evaluate(
 
     directory = RunDirectory.open(run)
     modules.look_in(*directory.folders())
-    values = override(directory.read_conf(), [*(settings or []), f"evaluate-episodes={episodes}"])
+    values = override(
+        with_plugins(directory.read_conf(), plugin or ()), [*(settings or []), f"evaluate-episodes={episodes}"]
+    )
     values.pop("federation", None)  # how the weights came about is not asked here
     config = configure(values)
     if agent >= config.agents:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import traceback
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +18,12 @@ from cli.keys import conf
 from cli.look import evaluate, plot, table
 from cli.node import check_address, node
 from cli.peer import peer
-from cli.screen import Command, Settings, say
+from cli.screen import Command, Plugins, Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
 
 if TYPE_CHECKING:
-    from runs.config import RunConfig
-    from runs.directory import RunDirectory
+    pass
 
 app = typer.Typer(
     add_completion=False,
@@ -43,6 +40,7 @@ for command in (plot, table, node, peer, certs, sweep, demo, doctor, conf):
 def run(
     conf: Annotated[Path | None, typer.Argument(help="A TOML file; `fedrl conf` lists its keys.")] = None,
     settings: Settings = None,
+    plugin: Plugins = None,
     seed: Annotated[int | None, typer.Option(help="The run's seed; the conf's otherwise.")] = None,
     engine: Annotated[str | None, typer.Option(help="local, ray, grpc or gossip; the conf's otherwise.")] = None,
     nodes: Annotated[int, typer.Option(help="With grpc: processes that share the agents; one each otherwise.")] = 0,
@@ -56,13 +54,7 @@ def run(
 ) -> None:
     """Train agents, alone or together, and leave a run directory with metrics, checkpoints, weights and a picture."""
     from cli.screen import announce, show, teller
-    from core.options import nested, override
-    from envs import modules
-    from runs import trackers
-    from runs.config import configure, from_user
-    from runs.directory import RunDirectory, read_toml
-    from runs.report import finish
-    from server import engines
+    from fedrl import running
     from server.stop import interruptible
 
     if (conf is None) == (resume is None):
@@ -76,73 +68,29 @@ def run(
         raise Mistake("--root-certificates is the file of the CA of the --superlink")
     changes = list(settings or []) + ([f"seed={seed}"] if seed is not None else [])
     changes += [f"engine={engine}"] if engine is not None else []
+    notes: list[str] = []
     if resume is not None:
-        refuse_other_run(changes)
-        config = configure(override(RunDirectory.open(resume).read_conf(), changes))
-        refuse_finished(config, RunDirectory(resume))
-        modules.look_in(*RunDirectory(resume).folders())
+        config, path = running.resumed(resume, changes, plugin or ()), resume
     else:
-        modules.look_in((conf or Path()).parent, Path.cwd())
-        config = from_user(override(read_toml(conf or Path()), changes))
-    trackers.check(config.wandb)
-    session = engines.prepare(config, nodes, superlink)
-    if superlink:
-        engines.reach(superlink, root_certificates)
-    if resume is not None:
-        directory = RunDirectory.open(resume)
-        directory.write_conf(nested(config))
-    else:
-        name = f"{(conf or Path()).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = RunDirectory.create(out or Path("out") / name, nested(config))
-        directory.keep_folders(modules.folders())
+        assert conf is not None
+        config, notes = running.from_file(conf, changes, plugin or ())
+        path = out or running.place(conf.stem)
     try:
-        with interruptible() as stop, closing(session):
-            show_round = teller(config)
-            summary = engines.run(
-                config, session, directory, show_round, announce, stop, nodes, superlink, root_certificates
-            )
+        with interruptible() as stop:
+            summary = running.execute(
+                config, path, resume=resume is not None, nodes=nodes, superlink=superlink, roots=root_certificates,
+                notes=notes, show=teller(config), say=announce, stop=stop,
+            )  # fmt: skip
     except KeyboardInterrupt:
-        say.print(f"stopped at once; what is saved goes on with: fedrl run --resume {directory.path}", soft_wrap=True)
+        say.print(f"stopped at once; what is saved goes on with: fedrl run --resume {path}", soft_wrap=True)
         raise typer.Exit(130) from None
-    summary = finish(directory, summary, config.algorithm, config.world.id)
     if as_json:
         print(json.dumps(summary))
     else:
         show(summary)
     if summary["interrupted"]:
-        say.print(f"interrupted; go on with: fedrl run --resume {directory.path}", soft_wrap=True)
+        say.print(f"interrupted; go on with: fedrl run --resume {path}", soft_wrap=True)
         raise typer.Exit(130)
-
-
-# What may change when a run goes on; anything else would make it another run.
-CHANGEABLE = (
-    "steps", "rounds", "checkpoint-every", "checkpoints", "evaluate-episodes", "evaluate", "threads", "tensorboard",
-    "wandb", "federation.wait-s", "federation.quorum", "federation.deadline-s", "federation.give-up-s",
-    "federation.patience", "federation.leave-out", "federation.evaluate-every",
-)  # fmt: skip
-
-
-def refuse_other_run(changes: list[str]) -> None:
-    """A resumed run is the same run: its worlds, seeds and learners are settled."""
-    for change in changes:
-        key = change.partition("=")[0].strip()
-        if key not in CHANGEABLE:
-            raise Mistake(f"'{key}' is settled in a run that goes on (may change: {', '.join(CHANGEABLE)})")
-
-
-def refuse_finished(config: RunConfig, directory: RunDirectory) -> None:
-    """A run that has come to its end, and has saved it, goes on only with another end."""
-    saved, records = directory.saved_rounds(), directory.read_metrics() if directory.weights.exists() else []
-    if not records or (saved and records[-1]["round"] not in saved):
-        return
-    done, lived = records[-1]["round"], records[-1]["steps"]
-    if config.over(done, lived):
-        ends = {"rounds": config.rounds, "steps": config.steps}
-        ways = " or ".join(f"--set {key}=N, N above {end}" for key, end in ends.items() if end)
-        raise Mistake(
-            f"the run in {directory.path} is finished, after {done} rounds and {min(lived)} steps of each agent: to go "
-            f"on, give it a later end ({ways}); fedrl eval, plot and table look at it"
-        )
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cli.screen import Plugins
 from core.errors import Failure, Mistake
 
 
@@ -64,6 +65,7 @@ def node(
             help="Modules, installed or in the working directory, whose worlds a run may name: my_worlds,more."
         ),
     ] = "",
+    plugin: Plugins = None,
     alive: Annotated[
         Path | None, typer.Option(help="A file that is touched as often as the SuperLink says that it knows us.")
     ] = None,
@@ -101,7 +103,7 @@ def node(
     from client.client_app import snapshots
     from client.node import Node
     from client.party import run_name
-    from envs import modules
+    from core import modules, registry
     from flower.fleet import Address, Key
     from gossip.member import Door, make_party
     from strategies.messages import is_address
@@ -111,6 +113,8 @@ def node(
             raise Mistake(f"{option} is HOST or HOST:PORT, such as 10.0.0.5:9500, not '{text}'")
     if worlds:
         modules.look_in(Path.cwd())
+    plugins = list(plugin or ())
+    registry.load(plugins)
     folder = state or snapshots()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,13 @@ def node(
         Node(
             Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
             numbers,
-            partial(make_party, attack=attack, modules=[name.strip() for name in worlds.split(",")], doors=doors),
+            partial(
+                make_party,
+                attack=attack,
+                modules=[name.strip() for name in worlds.split(",")],
+                doors=doors,
+                plugins=plugins,
+            ),
             run_name,
             folder,
             keys,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.node import check_port
-from cli.screen import Settings, announce, say
+from cli.screen import Plugins, Settings, announce, say
 from core.errors import Mistake
 
 
@@ -21,6 +21,7 @@ def peer(
     number: Annotated[int, typer.Option("--id", help="Which peer of the roster this is.", min=0)],
     listen: Annotated[str, typer.Option(help="HOST:PORT to serve at; its address in the roster otherwise.")] = "",
     settings: Settings = None,
+    plugin: Plugins = None,
     out: Annotated[
         Path | None, typer.Option(help="Its run's directory, in which it goes on when it comes again; out/CONF/peer-K.")
     ] = None,
@@ -31,18 +32,17 @@ def peer(
 ) -> None:
     """Learn among peers until the rounds are done, or SIGTERM; what is learned is saved, and peers may come again."""
     from cli.screen import show, teller
-    from core.options import nested, override
-    from envs import modules
+    from core import modules
+    from fedrl import running
     from gossip.peer import peer as serve
     from gossip.peer import refuse, roster
     from runs import trackers
-    from runs.config import from_user
-    from runs.directory import RunDirectory, read_toml
+    from runs.config import written
+    from runs.directory import RunDirectory
     from server.stop import interruptible
     from strategies.messages import is_address
 
-    modules.look_in(conf.parent, Path.cwd())
-    config = from_user(override(read_toml(conf), list(settings or [])))
+    config, notes = running.from_file(conf, settings or (), plugin or ())
     refuse(config, number)
     addresses = roster(config)
     if listen and not is_address(listen):
@@ -58,16 +58,18 @@ def peer(
                 f"peer {number} has done its {done} rounds in {path}: to go on, give all peers a later end (--set "
                 f"rounds=N, N above {config.rounds}), or choose another --out for another run"
             )
-        directory.write_conf(nested(config))
+        directory.write_conf(written(config))
         directory.go_on()
     else:
-        directory = RunDirectory.create(path, nested(config))
+        directory = RunDirectory.create(path, written(config))
         directory.keep_folders(modules.folders())
 
     def tell_people(words: str) -> None:
         directory.note(words)
         announce(f"{time.strftime('%H:%M:%S')} {words}")
 
+    for words in notes:
+        tell_people(words)
     with interruptible() as stop:
         summary = serve(
             config, number, listen, directory, insecure=insecure, tell=teller(config), say=tell_people, stop=stop

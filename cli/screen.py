@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Words for people go to stderr, so that --json leaves stdout to one JSON object.
 say = Console(stderr=True, highlight=False)
 
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="A module that registers things of your own; may be repeated.")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put over the conf; may be repeated.")]
 
 

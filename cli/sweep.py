@@ -26,7 +26,7 @@ import typer
 
 from cli.groups import leaves
 from cli.look import show_groups
-from cli.screen import Settings, announce, say
+from cli.screen import Plugins, Settings, announce, say
 from core.errors import Failure, Mistake
 from core.outputs import check_file, check_folder
 
@@ -47,14 +47,17 @@ def sweep(
         list[str] | None, typer.Option(help="key=a,b: runs with each of these values; several --grid multiply.")
     ] = None,
     settings: Settings = None,
+    plugin: Plugins = None,
     engine: Annotated[str | None, typer.Option(help="local, ray or grpc; the conf's otherwise.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; 0: as many as the machine has cores for.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="The sweep's directory; out/CONF-sweep-TIME otherwise.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what it came to as one JSON object.")] = False,
 ) -> None:
     """Run a conf for every combination of values and every seed, in parallel; the same command again goes on."""
+    from core import modules
     from core.options import override
-    from envs import modules
+    from fedrl.running import with_plugins
+    from runs.config import refuse_unused
     from runs.directory import read_toml
 
     modules.look_in(conf.parent, Path.cwd())
@@ -65,7 +68,7 @@ def sweep(
             raise Mistake("'seed' is given by --seeds")
         if key in axes and any(change.partition("=")[0].strip() == key for change in changes):
             raise Mistake(f"'{key}' is given by --grid and once more: leave one away")
-    table = override(read_toml(conf), changes)
+    table = with_plugins(override(read_toml(conf), changes), plugin or ())
     table.pop("seed", None)
     directory = out or Path("out") / f"{conf.stem}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     check_folder(directory)
@@ -73,6 +76,7 @@ def sweep(
     combinations = combine(table, known["grid"], conf.stem)
     runs = [Run(one, seed, directory / one.folder / f"seed-{seed}") for one in combinations for seed in known["seeds"]]
     todo = [run for run in runs if not run.finished()]
+    refuse_unused([*changes, *axes], [one.config for one in combinations])
     try_out({run.of.name: run.of.config for run in todo})
     with alone_in(directory) as lock:
         check_file(directory / PICTURE, what="the picture")
@@ -91,6 +95,7 @@ def sweep(
         announce(f"failed: {name}: {words} (its log: {directory / name / 'run.log'})")
     if interrupted:
         given = [f"--grid={one}" for one in grid or []] + [f"--set={one}" for one in changes]
+        given += [f"--plugin={one}" for one in plugin or ()]
         given += [f"--jobs={jobs}"] if jobs else []
         again = shlex.join(["fedrl", "sweep", str(conf), f"--seeds={seeds}", *given, f"--out={directory}"])
         announce(f"interrupted with {found['finished']} of {found['runs']} runs finished; go on with: {again}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, is_dataclass
 from importlib import metadata
 from typing import Any
 
+from core import modules
 from core.errors import Mistake
 
 KINDS = ("agent", "strategy", "rule", "attack", "topology", "world")
@@ -117,18 +118,11 @@ def _imported(name: str, module: str) -> None:
     if not all(part.isidentifier() for part in module.split(".")):
         raise Mistake(f"the plugin '{name}' is not the name of a Python module, such as lab.methods")
     before = set(_things)
+    modules.find(module, f"the plugin {name}")
     try:
         importlib.import_module(module)
     except Mistake as mistake:
         raise Mistake(f"the plugin {name} cannot be used: {mistake}") from None
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
-            where = ", ".join(folder or "." for folder in sys.path[:3])
-            raise Mistake(
-                f"the plugin {name} was not found (looked in {where}, ...): it lies beside the conf, in the working "
-                "directory, or is installed in this environment"
-            ) from None
-        raise Mistake(f"the plugin {name} cannot be imported: {error}") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise Mistake(f"the plugin {name} cannot be imported: {reason} (--debug shows where)") from error

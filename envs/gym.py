@@ -18,10 +18,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import DtypeObservation, FlattenObservation, TransformAction
 from numpy.typing import NDArray
 
+from core import modules
 from core.errors import Failure, Mistake
 from core.rows import Array
 from core.streams import Streams, child
-from envs import modules
 from envs.workers import Crew
 from envs.worlds import F32, Bools, Step, WorldConfig, Worlds, draw_in_memory
 
@@ -35,7 +35,8 @@ def make_one(config: WorldConfig, render: bool = False, spec: str | EnvSpec = ""
     for name, instead in _OURS.items():
         if name in config.options:
             raise Mistake(f"'world.options.{name}' is not yours to give; use {instead}")
-    modules.find(config.id)
+    if module := config.id.rpartition(":")[0]:
+        modules.find(module, f"'world.id' = '{config.id}'")
     options = dict(config.options) | ({"render_mode": "rgb_array"} if render else {})
     if render:
         draw_in_memory()

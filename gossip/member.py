@@ -22,12 +22,11 @@ from client.answers import answer, layout
 from client.party import Party
 from client.session import Session
 from core.errors import Failure, Mistake
-from core.options import nested
 from gossip.here import Tls
 from gossip.peer import loopback, serving, wired
 from gossip.run import Learning
 from gossip.wire import COUNTED, FLUSH_S
-from runs.config import Flat, from_flower
+from runs.config import Flat, from_flower, written
 from runs.directory import RunDirectory
 from runs.peers import PEERS
 from strategies import messages
@@ -132,7 +131,7 @@ class Member(Party):
         listen, tls = self._door.listen or self._door.address, self._door.tls(self.number)
         path = self.path.parent / PEERS / str(self.number)
         directory = RunDirectory(path) if path.exists() else RunDirectory.create(path, {})
-        directory.write_conf(nested(self.config))
+        directory.write_conf(written(self.config))
         with ExitStack() as open_:
             open_.enter_context(directory.held())
             self.session = open_.enter_context(closing(Session(self.config, numbers=[self.number])))

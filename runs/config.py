@@ -18,8 +18,9 @@ from attacks.attack import AttackConfig
 from attacks.plan import Plan
 from core import registry
 from core.errors import Mistake
-from core.options import build, dashed, flatten, option, table, unflatten
-from envs.worlds import WorldConfig
+from core.options import build, dashed, flatten, nested, option, table, unflatten
+from envs import WorldConfig
+from runs import digest
 from strategies.federation import FederationConfig
 from strategies.graphs import matrix, topology
 from strategies.method import chosen
@@ -28,10 +29,10 @@ T = TypeVar("T")
 Flat = Mapping[str, bool | int | float | str]
 # Keys of Flower's flat configuration that are no keys of ours: where the run's directory is, the name that the run
 # keeps for life, and the options of plugins (JSON), as Flower refuses keys that do not stand in pyproject.toml.
-DIRECTORY, NAME, PLUGIN_OPTIONS = "directory", "run", "plugin-options"
+DIRECTORY, NAME, PLUGIN_OPTIONS, PLUGIN_CODE = "directory", "run", "plugin-options", "plugin-code"
 # The environment variable that names the plugins which a ServerApp may import, comma-separated.
 PLUGINS = "FEDRL_PLUGINS"
-ABOUT_THE_RUN: dict[str, bool | int | float | str] = {DIRECTORY: "", NAME: "", PLUGIN_OPTIONS: ""}
+ABOUT_THE_RUN: dict[str, bool | int | float | str] = {DIRECTORY: "", NAME: "", PLUGIN_OPTIONS: "", PLUGIN_CODE: ""}
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ class RunConfig:
         for kind in {kind for kinds in Plan(self.attack, self.agents).schedules() for kind in kinds.values()}:
             if kind != "none":
                 yield registry.get("attack", kind, "attack.kind")
-        for text in (getattr(getattr(self, name, None), key, "") for name, key in _GRAPHS):
-            if text in topology.names():
+        for name, key in _GRAPHS:
+            text = getattr(getattr(self, name, None), key, "")
+            if name in chosen(self).tables and text in topology.names():
                 yield registry.get("topology", text)
         if self.world.id in registry.names("world"):
             yield registry.get("world", self.world.id, "world.id")
@@ -189,7 +191,7 @@ def configure(values: Mapping[str, Any]) -> RunConfig:
 def from_user(values: Mapping[str, Any]) -> RunConfig:
     """Return the run that a user wrote down. Files that it names are read here and nowhere else, so that no node opens
     a file because of a run that it was sent. Installed plugins are there without being named."""
-    registry.load(list(registry.installed()))
+    registry.load([*registry.installed(), *build(_Plugins, {"plugins": values.get("plugins", ())}).plugins])
     found = dict(values)
     for (name, key), inlined in _INLINED.items():
         inner = found.get(name)
@@ -204,6 +206,27 @@ class _Plugins:
     plugins: tuple[str, ...] = option((), "Plugins.")
 
 
+def written(config: RunConfig) -> dict[str, Any]:
+    """Return a run as its conf holds it: the keys of every run, and the tables that this one reads."""
+    others = set(registry.tables()) - config.used_tables()
+    return {name: value for name, value in nested(config).items() if name not in others}
+
+
+def refuse_unused(settings: Iterable[str], configs: Iterable[RunConfig]) -> None:
+    """Refuse a ``key=value`` of the command line that none of these runs reads."""
+    runs = list(configs)
+    read = {name for config in runs for name in config.used_tables()}
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        name = key.partition(".")[0]
+        if "." in key and name in registry.tables() and name not in read:
+            things = sorted({thing.name for config in runs for thing in config.things()})
+            raise Mistake(
+                f"'{key}' means nothing here: no run of this command reads the table [{name}] (they use "
+                f"{', '.join(things)}); leave it away, or choose what reads it"
+            )
+
+
 def used(algorithm: str, strategy: str) -> set[str]:
     """Return the tables that an algorithm and a strategy read; none of those that are not registered here."""
     read = {("agent", algorithm), ("strategy", strategy)}
@@ -211,9 +234,11 @@ def used(algorithm: str, strategy: str) -> set[str]:
     return {"world", "attack"} | tables
 
 
-def unused(values: Mapping[str, Any], config: RunConfig) -> list[str]:
-    """Return the tables of a conf that the run does not read."""
-    return sorted(set(values) & set(registry.tables()) - config.used_tables())
+def unused(values: Mapping[str, Any], config: RunConfig) -> str:
+    """Return a sentence on the tables of a conf that the run does not read; empty where it reads all."""
+    names = sorted(set(values) & set(registry.tables()) - config.used_tables())
+    things = f"{config.algorithm} and {config.strategy}"
+    return f"not used by {things}: {', '.join(f'[{name}]' for name in names)}" if names else ""
 
 
 # Flower's flat configuration ----------------------------------------------------------------------------------------
@@ -226,7 +251,13 @@ def flat_for_flower(config: RunConfig) -> dict[str, bool | int | float | str]:
     foreign = tuple(f"{name}." for thing in plugins for name in thing.tables)
     theirs = {key: value for key, value in flat.items() if key.startswith(foreign)}
     ours = {key: value for key, value in flat.items() if key not in theirs}
-    return ours | {PLUGIN_OPTIONS: json.dumps(theirs) if theirs else ""}
+    return ours | {PLUGIN_OPTIONS: json.dumps(theirs) if theirs else "", PLUGIN_CODE: plugin_code(config)}
+
+
+def plugin_code(config: RunConfig) -> str:
+    """Return the digests of the plugins that a run names, as this process has them."""
+    modules = registry.loaded()
+    return digest.spelled(digest.of_plugins({name: modules[name] for name in config.plugins}))
 
 
 def from_flower(flat: Flat, allowed: Sequence[str] | None = None) -> RunConfig:
@@ -245,7 +276,10 @@ def from_flower(flat: Flat, allowed: Sequence[str] | None = None) -> RunConfig:
         theirs = unflatten(json.loads(text)) if text else {}
     except (ValueError, AttributeError):
         raise Mistake(f"'{PLUGIN_OPTIONS}' is JSON such as {{\"sac.tau\": 0.01}}, not {text[:200]!r}") from None
-    return configure({**values, **theirs})
+    config = configure({**values, **theirs})
+    if code := str(flat.get(PLUGIN_CODE) or ""):
+        digest.refuse_other_plugins(plugin_code(config), code, "the run")
+    return config
 
 
 def app_config() -> dict[str, bool | int | float | str]:

@@ -11,12 +11,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 from pathspec import GitIgnoreSpec
 
-from core.errors import Failure
+from core.errors import Failure, Mistake
 
 PACKAGES = (
     "agents", "attacks", "client", "core", "envs", "flower", "gossip", "runs", "server", "strategies",
@@ -44,6 +45,38 @@ def of_tree(root: Path) -> str:
         if path.is_file() and not path.is_symlink()
     }
     return _digest({n: path.read_bytes() for n, path in files.items() if _counts(n) and not ignored.match_file(n)})
+
+
+def of_plugins(plugins: Mapping[str, str]) -> dict[str, str]:
+    """Return the digest of every plugin by its name; ``plugins`` are names and their modules, which are imported."""
+    return {name: _of_module(module)[:16] for name, module in sorted(plugins.items())}
+
+
+def _of_module(module: str) -> str:
+    """The digest of the Python files of a module: of itself, or of all its package."""
+    spec = find_spec(module)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
+    files = {f"{path.relative_to(folder)}": path for folder in folders for path in folder.rglob("*.py")}
+    if not files and spec is not None and spec.origin:
+        files = {Path(spec.origin).name: Path(spec.origin)}
+    return _digest({name: path.read_bytes() for name, path in files.items()})
+
+
+def spelled(plugins: Mapping[str, str]) -> str:
+    """Return digests as one text: ``lab.methods=1a2b...``, comma-separated."""
+    return ",".join(f"{name}={value}" for name, value in sorted(plugins.items()))
+
+
+def refuse_other_plugins(here: str, there: str, whose: str) -> None:
+    """Refuse plugins that are not the same in two places, by name; ``whose`` is the other place."""
+    own, other = (dict(part.split("=", 1) for part in text.split(",") if "=" in part) for text in (here, there))
+    for name in sorted(own.keys() | other.keys()):
+        if own.get(name) != other.get(name):
+            mine, theirs = own.get(name, "none"), other.get(name, "none")
+            raise Mistake(
+                f"the plugin {name} differs: here it is {mine}, {whose} has {theirs}; install the same on both, and "
+                "start this process again"
+            )
 
 
 def of_bundle(content: bytes) -> str:

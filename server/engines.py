@@ -18,11 +18,10 @@ import tomli_w
 from client.pace import cut
 from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
-from core.options import nested
 from flower.control import Control, Status
 from gossip.run import gossip, network
 from runs import figures
-from runs.config import ABOUT_THE_RUN, DIRECTORY, NAME, PLUGINS, RunConfig, flat_for_flower
+from runs.config import ABOUT_THE_RUN, DIRECTORY, NAME, PLUGINS, RunConfig, flat_for_flower, written
 from runs.directory import RunDirectory
 from runs.ledger import over_rounds
 from runs.peers import PEERS, Together, save_weights
@@ -207,7 +206,7 @@ def run_gossip(
         here = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
         config = config.replace_options(replace(config.of(GossipConfig), roster=here))
     conf = place / "peers.toml"
-    conf.write_text(tomli_w.dumps(nested(config)))
+    conf.write_text(tomli_w.dumps(written(config)))
     logs = [place / "logs" / f"peer-{peer}.log" for peer in range(config.agents)]
     together, asked, failed = Together(directory, config.agents), False, dict[int, str]()
     said = [len(part.notes()) for part in together.parts]

@@ -17,8 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from client.answers import exchangeable
 from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
-from core.options import nested
-from runs.config import PLUGINS, RunConfig, from_flower
+from runs.config import PLUGINS, RunConfig, from_flower, written
 from runs.directory import RunDirectory
 from runs.report import describe, finish
 from server.federate import check, federate, refuse_certificates
@@ -92,7 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     where = str(flat.get("directory") or "")
     directory = RunDirectory(Path(where or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
     if not where or not directory.conf.exists():
-        directory = RunDirectory.create(directory.path, nested(config))
+        directory = RunDirectory.create(directory.path, written(config))
     show(f"the run is in {directory.path.resolve()}")
     try:
         summary = federate(

@@ -13,7 +13,7 @@ import pytest
 from cli.node import node
 from client.party import Party
 from core.errors import Mistake
-from envs.modules import FOLDERS
+from core.modules import FOLDERS
 from runs.directory import RunDirectory
 from tests.cli.test_commands import typed
 

@@ -82,7 +82,7 @@ def test_a_bad_matrix_is_refused_by_name(text, words):
 
 
 def test_what_is_neither_a_name_nor_a_file_is_refused(tmp_path):
-    with pytest.raises(Mistake, match="ring, directed-ring, .* star, JSON, or a file that holds it, not 'circle'"):
+    with pytest.raises(Mistake, match=r"ring, directed-ring, .* star, JSON, or a file that holds it, not 'circle'"):
         inlined("circle")
     (tmp_path / "broken.json").write_text("[[0, 1")
     with pytest.raises(Mistake, match=r"broken\.json holds no JSON"):
