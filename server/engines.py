@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -98,6 +99,10 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
     """Flower's simulation: agents in Ray's actors, between which they hop; their snapshots lie in the directory."""
     # Ray forks after gRPC has started threads; without this its start is flaky.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "FLWR_TELEMETRY_ENABLED": "0"}
+    # Ray's processes listen on every interface. Without a token, whoever reaches them has code executed.
+    # One token for all runs of this process: Ray reads it once.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation

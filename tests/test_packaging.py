@@ -74,6 +74,24 @@ def test_certifi_is_newer_than_the_release_that_is_reported_to_trust_a_compromis
     assert Version(PINS["certifi"]) > Version("2026.10.18")
 
 
+def test_what_is_said_of_packages_with_open_advisories_holds() -> None:
+    page = (ROOT / "SECURITY.md").read_text()
+    rows = re.findall(r"^\| ([a-z0-9-]+) (\d[\w.]*) \| .*((?:CVE|GHSA)-\S+)", page, re.MULTILINE)
+    assert {name for name, _, _ in rows} == {"cryptography", "ray"}
+    assert [name for name, version, _ in rows if PINS[name] != version] == []
+    kept = {need.name: need.specifier for need in map(Requirement, metadata.requires("flwr") or [])}
+    assert "47.0.0" not in kept["cryptography"] and "2.55.2" not in kept["ray"] and PINS["ray"] in kept["ray"]
+    ours = [path for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+            for path in (ROOT / name).rglob("*.py")]  # fmt: skip
+    theirs = [Path(str(file.locate())) for file in metadata.files("flwr") or [] if file.suffix == ".py"]
+    assert len(ours) > 50 and len(theirs) > 100
+    reached = re.compile(r"pkcs7|pkcs12|x509\.verification|torch\.(?:load|export|jit)\b")
+    assert [str(path) for path in ours + theirs if reached.search(path.read_text())] == []
+    backend = next(path for path in theirs if path.name == "raybackend.py").read_text()
+    assert 'setdefault("include_dashboard", False)' in backend
+    assert "include_dashboard" not in "".join(path.read_text() for path in ours)
+
+
 def test_every_folder_of_ours_is_packaged_and_typed() -> None:
     aside = {"tests", "benchmarks", "docs", "docker"}
     found = {path.parent.name for path in ROOT.glob("[a-z]*/__init__.py")} - aside
