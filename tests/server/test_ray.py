@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flower.launch import QUIET, processes, spawn, wait
 from runs.directory import RunDirectory
-from server.launch import QUIET, processes, spawn, wait
 
 ROOT = Path(__file__).parents[2]
 STRANGER = """
