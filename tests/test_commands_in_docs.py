@@ -62,9 +62,9 @@ SHORTER = {
     r"(fedrl run conf/(?:kl_|pg_|ppo_|\$name)\S+)": r"\1 --set work=1",
     # KL between agents is measured when they know each other's policies.
     r"(fedrl run conf/kl_ppo\S+.*) --set rounds=1": r"\1 --set rounds=2",
-    # The actor is exchanged in every other round.
-    r"(fedrl run conf/fedavg_td3\S+.*) --set rounds=1": r"\1 --set rounds=2",
-    r"(fedrl run --resume \S+)": r"\1 --set rounds=3",
+    # The actor is exchanged for the first time in round 2 or 3.
+    r"(fedrl run conf/fedavg_td3\S+.*) --set rounds=1": r"\1 --set rounds=3",
+    r"(fedrl run --resume \S+)": r"\1 --set rounds=4",
     r"(fedrl eval \S+)": r"\1 --episodes 1",
     r"\brounds=(20|100)\b": "rounds=1",
     r"(benchmarks\.workers .*)": r"\1 --turns 1 --steps 5",
