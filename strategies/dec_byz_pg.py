@@ -37,7 +37,7 @@ class DecByzPG(Peers):
     def check(cls, run: Run) -> None:
         super().check(run)
         if (graph := run.of(GossipConfig).topology) != "complete":
-            raise Mistake(f"in dec-byz-pg all peers are connected: 'gossip.topology' is complete then, not {graph}")
+            raise Mistake(f"in dec-byz-pg every peer broadcasts to all: set 'gossip.topology' to complete, not {graph}")
         rules = run.federation
         make_rule(cls.rules(run), run.agents, options=cls.rule_options(run))
         make_rule(replace(rules, rule="minimum-diameter"), run.agents)
@@ -56,7 +56,7 @@ class DecByzPG(Peers):
         rules = self.rules(config)
         self.rule, self.attackers = make_rule(rules, config.agents, options=self.rule_options(config)), rules.byzantine
         policy = session.fleet.parts["policy"]
-        # Where the last direction was measured, and which it was; it is known to those who took part.
+        # The weights at which the last direction was measured, and that direction. Peers that took part know it.
         self.then, self.direction = policy.copy(), np.zeros_like(policy)
         self.known = np.zeros(len(policy), np.bool_)
         self.sampled = np.zeros(len(policy), np.int64)
@@ -70,7 +70,7 @@ class DecByzPG(Peers):
         measured, report = self._measure(config.large if large else config.small, large, settle, number)
         with timing(notes):
             forged = self.forged(number, measured, None, ".gradient")
-            received = self.medium.tell(number, "gradient", 0, measured, forged)
+            received = self.medium.broadcast(number, "gradient", 0, measured, forged)
         for row, verdict in enumerate(self._aggregated(received, lambda rows: self.rule(rows, np.ones(len(rows))))):
             self.direction[row] = measured[row] if verdict is None else verdict.row
         self.then[...], self.known[...] = began, True
@@ -112,7 +112,7 @@ class DecByzPG(Peers):
         turns = 0
         for turn in range(config.turns):
             forged = self.forged(number, W, start, f".{turn}")
-            received = self.medium.tell(number, "weights", turn, W.copy(), forged, done.copy())
+            received = self.medium.broadcast(number, "weights", turn, W.copy(), forged, done.copy())
             if done.all():
                 break
             turns = turn + 1

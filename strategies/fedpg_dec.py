@@ -24,7 +24,7 @@ class FedPGDec(Gossip):
     """FedPG without a server: every peer runs SCSG's inner loop by itself, and gossips its progress.
 
     B_t and N_t are functions of the run's seed and the round, so all peers draw the same ones and none waits long for
-    another. The guard stops each by itself.
+    another. The guard may stop the inner loop of each peer at another step.
     """
 
     ROWS = (*Gossip.ROWS, "sampled", "picked")

@@ -195,7 +195,7 @@ def test_ctrl_c_ends_all_peers_and_the_run_goes_on_with_resume(tmp_path: Path) -
     ("changes", "number", "sentence"),
     [
         ({}, 3, "--id 3: the run has the peers 0 to 2"),
-        ({}, 0, "'gossip.roster' says nothing of peer 0"),
+        ({}, 0, "'gossip.roster' has no entry for peer 0"),
         ({"steps": 100}, 0, "peers end together after so many rounds: set 'rounds', and 'steps' to 0"),
         ({"strategy": "fedavg"}, 0, "fedavg has a server"),
         ({"gossip": {"roster": {"0": "nowhere"}}}, 0, 'has an entry 0 = "HOST:PORT" per peer'),

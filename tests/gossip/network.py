@@ -1,4 +1,4 @@
-"""Networks of real peers for tests: each with a service, links and gRPC between them, in threads of this process.
+"""Networks of real peers for tests: each with a service and neighbours, connected by gRPC, in threads of this process.
 
 Between them may stand ``Faults``: a proxy for each peer that loses, repeats, delays and reorders what comes for it.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from flower.launch import free_port
 from gossip import gossip_pb2 as pb
-from gossip.here import Identity, Patience
+from gossip.local import Identity, Patience
 from gossip.wire import Wire
 from strategies.graphs.topology import Topology
 
@@ -162,14 +162,14 @@ class Net:
     def kill(self, number: int) -> None:
         """As kill -9 does it: no goodbye, nothing handed over."""
         wire = self.wires.pop(number)
-        with wire.here.changed:
-            wire.here.closing = True
-            for link in wire.links.values():
-                link._reached = False
-            wire.here.changed.notify_all()
+        with wire.local.changed:
+            wire.local.closing = True
+            for neighbour in wire.neighbours.values():
+                neighbour._reached = False
+            wire.local.changed.notify_all()
         wire.service._server.stop(None)
-        for link in wire.links.values():
-            link._channel.close()
+        for neighbour in wire.neighbours.values():
+            neighbour._channel.close()
 
     def close(self) -> None:
         for wire in list(self.wires.values()):

@@ -23,7 +23,7 @@ from cli.certificates import Authority
 from flower.launch import free_port
 from gossip import gossip_pb2 as pb
 from gossip.gossip_pb2_grpc import PeerStub
-from gossip.here import Identity, Patience, Tls
+from gossip.local import Identity, Patience, Tls
 from gossip.wire import Wire
 from strategies.graphs.topology import Topology
 from tests.gossip.network import CODE, QUICK, Net, network, starts, together, until
@@ -125,7 +125,7 @@ def test_a_certificate_has_a_few_calls_at_a_time_on_however_many_connections(tmp
             until(lambda: sum(call.done() for call in calls) >= 7 * 8)
             codes = Counter(call.code() for call in calls if call.done())
             assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED: 7 * 8}
-            until(lambda: net.wires[0].links[1].life != 0 and net.wires[1].links[0].life != 0)
+            until(lambda: net.wires[0].neighbours[1].life != 0 and net.wires[1].neighbours[0].life != 0)
 
 
 # Connections ----------------------------------------------------------------------------------------------------------

@@ -188,13 +188,13 @@ def test_small_rounds_correct_the_last_direction_where_it_is_known() -> None:
     wanted = fleet.correction(twin.then, found)[0] + twin.direction  # type: ignore[attr-defined]
     wanted[2] = fleet.ascent(fleet.policy, found)[2]  # type: ignore[attr-defined]
     told: list[np.ndarray] = []
-    tell = peers.medium.tell
+    tell = peers.medium.broadcast
 
     def spying(number: int, tag: str, turn: int, vectors: np.ndarray, *rest: Any) -> Any:
         told.append(vectors.copy())
         return tell(number, tag, turn, vectors, *rest)
 
-    peers.medium.tell = spying  # type: ignore[method-assign]
+    peers.medium.broadcast = spying  # type: ignore[method-assign]
     peers.round(2, False)
     np.testing.assert_allclose(told[0], wanted, atol=1e-6)
     np.testing.assert_array_equal(peers.then, np.stack([twin.weights[0]] * 3))

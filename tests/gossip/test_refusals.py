@@ -24,8 +24,9 @@ from gossip import gossip_pb2 as pb
 from gossip.arrivals import CALLER
 from gossip.gossip_pb2_grpc import PeerStub
 from gossip.handshakes import counted
-from gossip.here import MAX_BYTES, Tls
 from gossip.inbox import AHEAD, PIECE
+from gossip.local import MAX_BYTES, Tls
+from gossip.published import read_published
 from gossip.service import CALLS
 from gossip.wire import Wire
 from tests.gossip.network import QUICK, Net, network, starts, together
@@ -40,7 +41,7 @@ def pair() -> Iterator[Net]:
         for k in range(2):
             net.start(k)
         for k in range(2):
-            wire, other = net.wires[k], net.wires[k].links[1 - k]
+            wire, other = net.wires[k], net.wires[k].neighbours[1 - k]
             deadline = time.monotonic() + 20
             while not other.life and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -55,7 +56,7 @@ def pair() -> Iterator[Net]:
         together([lambda k=k: goes(k) for k in range(2)])
         # Until all is answered, so that ``share`` knows which sequence number is next.
         deadline = time.monotonic() + 20
-        while any(net.wires[k].links[1 - k].busy for k in range(2)) and time.monotonic() < deadline:
+        while any(net.wires[k].neighbours[1 - k].outbox.is_busy for k in range(2)) and time.monotonic() < deadline:
             time.sleep(0.01)
         yield net
 
@@ -66,11 +67,11 @@ def raw(net: Net, number: int = 0) -> Any:
 
 def share(net: Net, **changes: Any) -> pb.Piece:
     """What peer 1 would send to peer 0 next, with changes to it or to its envelope."""
-    link = net.wires[1].links[0]
-    with net.wires[1].here.changed:
+    neighbour = net.wires[1].neighbours[0]
+    with net.wires[1].local.changed:
         piece = pb.Piece(
-            envelope=net.wires[1].here.envelope(0, link.life), sequence=link._sequence, round=4, layout=7, width=4,
-            data=np.ones(4, "<f4").tobytes(),
+            envelope=net.wires[1].local.envelope(0, neighbour.life), sequence=neighbour.outbox.sequence,
+            round=4, layout=7, width=4, data=np.ones(4, "<f4").tobytes(),
         )  # fmt: skip
     piece.share.weight = 0.5
     for name, value in changes.items():
@@ -85,7 +86,7 @@ LIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
     ("for somebody else", lambda net: share(net, recipient=1), "wrong-recipient"),
     ("of nobody", lambda net: share(net, sender=9), "unknown-peer"),
     ("of itself", lambda net: share(net, sender=0), "unknown-peer"),
-    ("of an earlier life", lambda net: share(net, incarnation=net.wires[1].here.identity.life - 1), "replayed"),
+    ("of an earlier life", lambda net: share(net, incarnation=net.wires[1].local.identity.life - 1), "replayed"),
     ("another layout", lambda net: share(net, layout=8), "wrong-layout"),
     ("longer", lambda net: share(net, width=5, data=bytes(20)), "wrong-layout"),
     ("more than it says", lambda net: share(net, data=bytes(20)), "oversized"),
@@ -112,7 +113,7 @@ def _cleared(piece: pb.Piece) -> pb.Piece:
 
 
 def _tagged(piece: pb.Piece, tag: str) -> pb.Piece:
-    piece.word.tag = tag
+    piece.broadcast.tag = tag
     return piece
 
 
@@ -123,9 +124,9 @@ def test_every_lie_has_a_name_and_is_counted_and_changes_nothing(pair: Net) -> N
         receipt = stub.Give(lie(pair), timeout=5)
         assert pb.Status.Name(receipt.status) == "STATUS_" + name.upper().replace("-", "_"), what
         assert wire.reasons()[name] == before + 1, what
-        assert not wire.links[1].inbox.shares, what
+        assert not wire.neighbours[1].inbox.shares, what
     assert wire.counts()["refused"] == [len(LIES)]
-    assert len({words for words in pair.said if "was refused" in words}) == len(pair.said), "people are told once"
+    assert len({words for words in pair.said if "was refused" in words}) == len(pair.said), "each kind is reported once"
 
 
 def test_old_shares_that_are_said_again_count_once(pair: Net) -> None:
@@ -133,11 +134,11 @@ def test_old_shares_that_are_said_again_count_once(pair: Net) -> None:
     past = share(pair, sequence=1)
     for _ in range(3):
         assert stub.Give(past, timeout=5).status == pb.STATUS_DUPLICATE
-    assert not wire.links[1].inbox.shares and wire.counts()["duplicates"] == [3]
+    assert not wire.neighbours[1].inbox.shares and wire.counts()["duplicates"] == [3]
     # Recorded for an earlier life of the recipient.
-    stale = share(pair, recipient_incarnation=wire.here.identity.life - 5)
+    stale = share(pair, recipient_incarnation=wire.local.identity.life - 5)
     assert stub.Give(stale, timeout=5).status == pb.STATUS_STALE
-    assert wire.counts()["stale"] == [1] and not wire.links[1].inbox.shares
+    assert wire.counts()["stale"] == [1] and not wire.neighbours[1].inbox.shares
 
 
 def test_who_speaks_for_another_is_found_out_by_asking_that_one(pair: Net) -> None:
@@ -149,40 +150,40 @@ def test_who_speaks_for_another_is_found_out_by_asking_that_one(pair: Net) -> No
     while (receipt := stub.Give(forged, timeout=5)).status == pb.STATUS_UNKNOWN and time.monotonic() < deadline:
         time.sleep(0.02)
     assert receipt.status == pb.STATUS_FORGED and wire.reasons()["forged"] == 1
-    assert not wire.links[1].inbox.shares and wire.links[1].life == net_life(pair)
+    assert not wire.neighbours[1].inbox.shares and wire.neighbours[1].life == net_life(pair)
     # Of a peer that never came there is nobody to ask.
     assert stub.Give(share(pair, sender=2), timeout=5).status == pb.STATUS_UNKNOWN
 
 
 def net_life(net: Net) -> int:
-    return net.wires[1].here.identity.life
+    return net.wires[1].local.identity.life
 
 
 def test_who_runs_ahead_is_held_off_and_memory_stays_bounded(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
     assert stub.Give(share(pair, round=4 + AHEAD), timeout=5).status == pb.STATUS_HOLD
     assert stub.Give(_tagged(share(pair, round=4 + AHEAD), "w"), timeout=5).status == pb.STATUS_HOLD
-    assert wire.counts()["held"] == [2] and not wire.links[1].inbox.shares
+    assert wire.counts()["held"] == [2] and not wire.neighbours[1].inbox.shares
 
 
 def test_only_what_was_taken_last_can_be_taken_back(pair: Net) -> None:
     wire, stub, piece = pair.wires[0], raw(pair), share(pair)
     withdrawal = pb.Withdrawal(envelope=piece.envelope, sequence=1)
     assert stub.Withdraw(withdrawal, timeout=5).status == pb.STATUS_OUT_OF_ORDER
-    assert wire.reasons()["out-of-order"] == 1 and not wire.links[1].inbox.owed
+    assert wire.reasons()["out-of-order"] == 1 and not wire.neighbours[1].inbox.owed
 
 
 def test_a_lying_peer_that_publishes_nonsense_is_not_believed(pair: Net) -> None:
     answer = raw(pair).Ask(pb.Question(envelope=share(pair).envelope, offset=4), timeout=5)
     assert answer.status == pb.STATUS_NOTHING, "nothing lies beyond its end"
-    link = pair.wires[0].links[1]
-    with pair.wires[1].here.changed:
-        pair.wires[1].here.published = (3, np.array([1, np.nan, 3, 4], "<f4"))
-    assert pair.wires[0]._read(link) is None
+    neighbour = pair.wires[0].neighbours[1]
+    with pair.wires[1].local.changed:
+        pair.wires[1].local.published = (3, np.array([1, np.nan, 3, 4], "<f4"))
+    assert read_published(pair.wires[0].local, neighbour) is None
     assert pair.wires[0].reasons()["wrong-layout"] == 1
-    with pair.wires[1].here.changed:
-        pair.wires[1].here.published = (3, np.ones(10**6, "<f4"))
-    assert pair.wires[0]._read(link) is None
+    with pair.wires[1].local.changed:
+        pair.wires[1].local.published = (3, np.ones(10**6, "<f4"))
+    assert read_published(pair.wires[0].local, neighbour) is None
 
 
 def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
@@ -219,11 +220,11 @@ def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
         channel.unary_unary("/fedrl.gossip.v1.Peer/Shutdown")(b"", timeout=5)
     assert wire.reasons()["malformed"] > 200
     assert peak() - memory < 100_000, "kilobytes"
-    before = [wire.reasons()["malformed"], wire.links[1].life]
+    before = [wire.reasons()["malformed"], wire.neighbours[1].life]
     # None of it took the place of what peer 1 sends next.
     found = together([lambda k=k: pair.wires[k].mix(4, *(starts(1, 4, seed=k))) for k in range(2)])
     assert sum(float(y[0]) for _, y in found) == pytest.approx(2.0, abs=1e-9)
-    assert [wire.reasons()["malformed"], wire.links[1].life] == before
+    assert [wire.reasons()["malformed"], wire.neighbours[1].life] == before
 
 
 def peak() -> int:
@@ -239,7 +240,7 @@ def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
     lines = 2 * filling
     with ExitStack() as stack:
         calls = []
-        with wire.here.changed:  # which every answer needs: none is done before all have come
+        with wire.local.changed:  # which every answer needs: none is done before all have come
             for _ in range(lines):
                 own = [("grpc.use_local_subchannel_pool", 1)]
                 channel = stack.enter_context(grpc.insecure_channel(pair.listen[0], own))
@@ -328,7 +329,7 @@ def test_who_has_no_certificate_of_ours_gets_no_word_through_and_is_counted(fold
             envelope = pb.Envelope(version=1, run=RUN, sender=said, incarnation=9, recipient=0)
             answer = PeerStub(channel).Greet(pb.Greeting(envelope=envelope), timeout=5)
             assert answer.status == pb.STATUS_FORGED, name
-        assert wire.reasons() == {"forged": 2} and wire.links[1].life == 0
+        assert wire.reasons() == {"forged": 2} and wire.neighbours[1].life == 0
 
 
 def test_a_peer_with_a_foreign_certificate_is_not_listened_to_and_says_why(folder: Path, tmp_path: Path) -> None:

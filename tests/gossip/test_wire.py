@@ -173,7 +173,7 @@ def test_a_number_that_is_huge_in_one_process_is_huge_over_the_wire(number: floa
         assert wires[0].reasons() == here.reasons() == ({} if taken else {"huge": 1})
     assert np.array_equal(np.concatenate([one[0] for one in found]), x)
     assert np.array_equal(np.concatenate([one[1] for one in found]), y)
-    assert here.tell(1, "gradient", 0, X, lambda to: lie)[0].senders.tolist() == ([0, 1] if taken else [0])
+    assert here.broadcast(1, "gradient", 0, X, lambda to: lie)[0].senders.tolist() == ([0, 1] if taken else [0])
 
 
 @pytest.mark.parametrize("topology", ["directed-ring", "ring", "complete", "exponential"])
@@ -199,7 +199,7 @@ def test_nobody_waits_for_the_words_of_who_is_silent_and_it_hears_all() -> None:
             wire.begin()
             rows = np.full((1, 4), k, np.float32)
             # Five deadlines are more than ``together`` waits.
-            return [wire.tell(number, "gradient", 0, rows)[0].senders.tolist() for number in range(1, 6)]
+            return [wire.broadcast(number, "gradient", 0, rows)[0].senders.tolist() for number in range(1, 6)]
 
         zero, one, two = together([lambda w=w: tells(w) for w in wires])
         assert zero == two == [[0, 2]] * 5 and one == [[0, 1, 2]] * 5
@@ -259,7 +259,7 @@ def test_who_begins_last_begins_with_the_first_round() -> None:
             k = wire.peers[0]
             if k == 2:
                 deadline = time.monotonic() + 20
-                while wire.links[0].round + wire.links[1].round < 2 and time.monotonic() < deadline:
+                while wire.neighbours[0].round + wire.neighbours[1].round < 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
             number, row = wire.join(0)
             assert row is None
@@ -308,7 +308,7 @@ def test_no_mass_is_lost_or_made_where_there_is_no_time(topology: str) -> None:
     assert late > 0
 
 
-def test_what_is_told_is_heard_by_all_and_again_where_it_is_final() -> None:
+def test_what_is_told_is_senders_to_all_and_again_where_it_is_final() -> None:
     with network("complete", 3, 4) as net:
         wires = [net.start(k) for k in range(3)]
         rows = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -317,13 +317,13 @@ def test_what_is_told_is_heard_by_all_and_again_where_it_is_final() -> None:
             k = wire.peers[0]
             wire.gather()
             wire.begin()
-            found = [wire.tell(1, "gradient", 0, rows[k : k + 1])[0]]
+            found = [wire.broadcast(1, "gradient", 0, rows[k : k + 1])[0]]
             for turn in range(3):
                 done = turn >= k  # peer 0 is done at once, peer 2 never
-                found.append(wire.tell(1, "weights", turn, rows[k : k + 1] + turn, final=np.array([done]))[0])
+                found.append(wire.broadcast(1, "weights", turn, rows[k : k + 1] + turn, final=np.array([done]))[0])
                 if done:
                     break
-            found.append(wire.tell(2, "gradient", 0, -rows[k : k + 1])[0])
+            found.append(wire.broadcast(2, "gradient", 0, -rows[k : k + 1])[0])
             return found
 
         zero, one, two = together([lambda w=w: tells(w) for w in wires])
@@ -346,19 +346,19 @@ def test_what_is_told_ahead_is_kept_until_its_round() -> None:
         def begins(wire: Wire) -> None:
             k = wire.peers[0]
             wire.begin()
-            wire.tell(1, "gradient", 0, rows[k : k + 1])
+            wire.broadcast(1, "gradient", 0, rows[k : k + 1])
 
         together([lambda w=w: begins(w) for w in (fast, slow)])
-        fast.tell(1, "weights", 0, rows[:1], final=np.array([True]))
+        fast.broadcast(1, "weights", 0, rows[:1], final=np.array([True]))
 
         def ends(wire: Wire) -> F32:
             k = wire.peers[0]
             if wire is slow:
                 deadline = time.monotonic() + 20
-                while len(wire.links[0].inbox.words) < 2 and time.monotonic() < deadline:
+                while len(wire.neighbours[0].inbox.broadcasts) < 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
-                wire.tell(1, "weights", 0, rows[k:], final=np.array([True]))
-            return wire.tell(2, "gradient", 0, -rows[k : k + 1])[0].rows
+                wire.broadcast(1, "weights", 0, rows[k:], final=np.array([True]))
+            return wire.broadcast(2, "gradient", 0, -rows[k : k + 1])[0].rows
 
         for found in together([lambda w=w: ends(w) for w in (fast, slow)]):
             assert np.array_equal(found, -rows)
@@ -373,7 +373,7 @@ def test_a_liar_may_tell_everybody_something_else() -> None:
             wire.gather()
             wire.begin()
             lies = (lambda to: {0: np.full(2, 100 + to, np.float32)}) if k == 0 else None
-            return wire.tell(1, "gradient", 0, np.full((1, 2), k, np.float32), lies)[0].rows
+            return wire.broadcast(1, "gradient", 0, np.full((1, 2), k, np.float32), lies)[0].rows
 
         zero, one, two = together([lambda w=w: tells(w) for w in wires])
     assert zero[:, 0].tolist() == [0, 1, 2]
@@ -401,7 +401,7 @@ def test_who_is_told_of_one_that_is_dead_begins_without_it() -> None:
         def goes(wire: Wire) -> tuple[F32, F64]:
             k = wire.peers[0]
             deadline = time.monotonic() + 20
-            while not wire.links[1 - k].life and time.monotonic() < deadline:
+            while not wire.neighbours[1 - k].life and time.monotonic() < deadline:
                 time.sleep(0.01)
             wire.expect(net.roster)
             assert wire.join(0) == (0, None)
@@ -453,8 +453,8 @@ def test_a_peer_that_sleeps_holds_nobody_up_beyond_the_deadline() -> None:
 
         together([lambda w=w: goes(w) for w in wires])
         asleep = net.wires[3]
-        assert len(asleep.links[2].inbox.shares) <= AHEAD + 2
-        assert len(net.wires[2].links[3]._outbox) <= AHEAD
+        assert len(asleep.neighbours[2].inbox.shares) <= AHEAD + 2
+        assert len(net.wires[2].neighbours[3].outbox.vectors) <= AHEAD
         counts = [wire.counts() for wire in wires]
     assert counts[0]["missed"][0] > 0 and counts[2]["kept"][0] > 0
     assert counts[1]["kept"][0] == 0, "who is no neighbour of it has room for everything"
@@ -489,13 +489,13 @@ def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: 
         def before(k: int, number: int) -> bool:
             if over.wait(min(pace * deadline, 60.0) if k == 0 else 0.02) and k == 0:
                 return False
-            slow[k] = [link.slow for link in wires[k].links.values()]
+            slow[k] = [neighbour.slow for neighbour in wires[k].neighbours.values()]
             return True
 
         def after(k: int, number: int, y: F64) -> None:
-            now, least[k] = [link.slow for link in wires[k].links.values()], min(least[k], float(y[0]))
+            now, least[k] = [neighbour.slow for neighbour in wires[k].neighbours.values()], min(least[k], float(y[0]))
             in_vain[k] += [number] * any(is_ and not was for was, is_ in zip(slow[k], now, strict=True))
-            held_up[k].add(wires[k].here.held_up)
+            held_up[k].add(wires[k].local.held_up)
             if (k, number) == (1, rounds):
                 over.set()
 
@@ -545,8 +545,8 @@ def test_a_slow_peer_that_keeps_up_again_is_waited_for_again() -> None:
             return True
 
         done = together([lambda w=w: learns(w, X, Y, rounds, before) for w in wires])
-        assert wires[1].here.held_up >= slept[0] and not wires[1].links[0].slow
-        assert wires[0].here.round == wires[1].here.round == wires[2].here.round == rounds
+        assert wires[1].local.held_up >= slept[0] and not wires[1].neighbours[0].slow
+        assert wires[0].local.round == wires[1].local.round == wires[2].local.round == rounds
         missed = [wire.counts()["missed"][0] for wire in wires]
     assert missed[1] > 0 and max(missed) < 50
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
@@ -590,7 +590,10 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
             wire.begin()
         together([lambda k=k: goes(k, 1, 5) for k in range(4)])
         deadline = time.monotonic() + 20
-        while any(link.busy for wire in wires for link in wire.links.values()) and time.monotonic() < deadline:
+        while (
+            any(neighbour.outbox.is_busy for wire in wires for neighbour in wire.neighbours.values())
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
         net.kill(2)
         # What it held dies with it, and nothing else.
@@ -599,7 +602,7 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         returned = {k: net.wires[k].counts()["returned"][0] for k in (0, 1, 3)}
         assert min(returned[1], returned[3]) > 0 == returned[0], "who sent it something has it again"
         assert "peer 2 is gone: nobody listens there" in net.said
-        there = [net.wires[k]._there() for k in (0, 1, 3)]
+        there = [net.wires[k].pace.present() for k in (0, 1, 3)]
         assert there == [[0, 1, 3]] * 3
         # Its own mass died with it; what was on its way to it was taken back. Three peers are one ring now.
         z = np.stack([held[k][0][0] / held[k][1][0] for k in (0, 1, 3)])
@@ -613,7 +616,9 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         held[2] = (row, np.ones(1))
         for wire in net.wires.values():
             deadline = time.monotonic() + 10
-            while len(wire._there()) < 4 or not all(link.counts_us for link in wire.links.values()):
+            while len(wire.pace.present()) < 4 or not all(
+                neighbour.counts_us for neighbour in wire.neighbours.values()
+            ):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         together([lambda k=k: goes(k, 23, 30) for k in range(4)])
@@ -650,7 +655,7 @@ def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
                     faults.cut -= parted
                     # The others are greeted again, and are there again.
                     deadline = time.monotonic() + 20
-                    while len(wire._there()) < 4 and time.monotonic() < deadline:
+                    while len(wire.pace.present()) < 4 and time.monotonic() < deadline:
                         time.sleep(0.02)
                 x, y = wire.mix(number, x, y)
             near = x[0] / y[0]

@@ -116,15 +116,15 @@ def federation(tmp_path: Path, home: Path) -> Iterator[Any]:
     config = configured("rounds=100000", "evaluate-episodes=0", "checkpoint-every=1", *impatient)
     run = RunDirectory.create(tmp_path / "run", nested(config))
     flat = flatten(config) | {"directory": str(run.path), "run": run.name}
-    with superlink(home, log=tmp_path / "superlink.log") as link, processes() as started:
+    with superlink(home, log=tmp_path / "superlink.log") as neighbour, processes() as started:
 
         def node(agent: int) -> subprocess.Popen[bytes]:
             log = tmp_path / f"node-{agent}.log"
-            started.append(start_node(link.fleet, [agent], tmp_path / "state", log, ["--peers", "127.0.0.1"]))
+            started.append(start_node(neighbour.fleet, [agent], tmp_path / "state", log, ["--peers", "127.0.0.1"]))
             return started[-1]
 
         nodes = [node(agent) for agent in range(3)]
-        with Control(link.control) as control:
+        with Control(neighbour.control) as control:
             control.submit(ROOT, flat)
             yield run, node, nodes, tmp_path / "state" / run.name / "peers"
             run.ask_to_stop()

@@ -39,16 +39,16 @@ def test_links_by_hand() -> None:
     np.testing.assert_allclose(Topology("line", 3).matrix(1), [[half, third, 0], [half, third, half], [0, third, half]])
     np.testing.assert_allclose(Topology("star", 3).matrix(1), [[third, half, half], [third, half, 0], [third, 0, half]])
     np.testing.assert_allclose(Topology("complete", 5).matrix(1), np.full((5, 5), 0.2))
-    assert Topology("ring", 5).links(1).heard_by(0) == [0, 1, 4]
-    assert Topology("regular", 8, 3).links(1).sent_by(6) == dict.fromkeys((2, 5, 6, 7), 0.25)
-    assert [set(Topology("exponential", 8).links(t).sent_by(7)) - {7} for t in range(3, 7)] == [{0}, {1}, {3}, {0}]
+    assert Topology("ring", 5).edges(1).senders_to(0) == [0, 1, 4]
+    assert Topology("regular", 8, 3).edges(1).sent_by(6) == dict.fromkeys((2, 5, 6, 7), 0.25)
+    assert [set(Topology("exponential", 8).edges(t).sent_by(7)) - {7} for t in range(3, 7)] == [{0}, {1}, {3}, {0}]
 
 
 def test_links_that_are_left_out_are_kept_at_home() -> None:
-    links = Topology("ring", 4).links(1)
-    rest = links.without((links.senders == 0) & (links.receivers == 1))
-    np.testing.assert_allclose(rest.matrix(4) - links.matrix(4), [[1 / 3, 0, 0, 0], [-1 / 3, 0, 0, 0], *[[0] * 4] * 2])
-    assert len(rest.shares) == len(links.shares) - 1
+    edges = Topology("ring", 4).edges(1)
+    rest = edges.without((edges.senders == 0) & (edges.receivers == 1))
+    np.testing.assert_allclose(rest.matrix(4) - edges.matrix(4), [[1 / 3, 0, 0, 0], [-1 / 3, 0, 0, 0], *[[0] * 4] * 2])
+    assert len(rest.shares) == len(edges.shares) - 1
 
 
 def test_a_random_topology_is_another_one_each_round_and_the_same_for_all() -> None:
@@ -87,8 +87,8 @@ def test_a_topology_closes_around_those_who_are_gone(name: str) -> None:
 
 
 def test_a_ring_is_closed_where_a_peer_was() -> None:
-    assert Topology("ring", 5).links(1, [0, 1, 3, 4]).heard_by(3) == [1, 3, 4]
-    assert Topology("ring", 5).links(1, [2]).sent_by(2) == {2: 1.0}
+    assert Topology("ring", 5).edges(1, [0, 1, 3, 4]).senders_to(3) == [1, 3, 4]
+    assert Topology("ring", 5).edges(1, [2]).sent_by(2) == {2: 1.0}
 
 
 def test_a_file_says_who_hears_from_whom_round_by_round() -> None:
