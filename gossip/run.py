@@ -106,7 +106,7 @@ class Learning:
             self.peers.join(weights)
 
     def round(self, number: int, evaluate: bool | None = None, save: bool | None = None) -> Record:
-        """Do this round, or a later one if the others are ahead. By default the conf decides on evaluation and saving."""
+        """Do this round, or a later one if others are ahead. By default the conf decides when to evaluate and save."""
         config, steps = self.config, self.session.worlds.steps
         self.number = number = self.medium.next(number, self.peers.weights)
         before = steps.copy()

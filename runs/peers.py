@@ -112,7 +112,7 @@ class Together:
 
 
 def save_weights(directory: RunDirectory, parts: Sequence[RunDirectory]) -> list[int]:
-    """Write the weights of all peers to one file, a row each. If some peers have none, write nothing and return them."""
+    """Write the weights of all peers to one file, a row each. If peers have none, write nothing and return them."""
     rows: list[dict[str, Array]] = []
     about: dict[str, Any] = {}
     without = []

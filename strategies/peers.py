@@ -96,9 +96,7 @@ class Peers(Method, Rows):
     def check(cls, run: Run) -> None:
         super().check(run)
         if run.federation.fraction < 1:
-            raise Mistake(
-                "'gossip.topology' decides which peers exchange: leave 'federation.fraction' at 1"
-            )
+            raise Mistake("'gossip.topology' decides which peers exchange: leave 'federation.fraction' at 1")
         if run.unseen:
             raise Mistake(f"'unseen' is for runs with a server, and {run.strategy} has none: evaluate with fedrl eval")
         topology(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -292,15 +293,15 @@ def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"algorithm": "td3", "world": {"id": "Pendulum-v1"}}, "policy-gradient then, not td3"),
+        ({"algorithm": "td3", "world": {"id": "Pendulum-v1"}}, "is for policy-gradient, not for td3"),
         ({"engine": "ray"}, "none stays where others could reach it"),
         ({"gossip": {"topology": "random", "degree": 9}}, "degree"),
-        ({"attack": {"byzantine": 1, "kind": "delay"}}, "take the engine gossip"),
+        ({"attack": {"byzantine": 1, "kind": "delay"}}, "use the engine gossip"),
         ({"fedpg": {"batch-min": 9, "batch-max": 2}}, "batch-min"),
         ({"federation": {"parts": "critic"}}, "critic"),
-        ({"strategy": "dec-byz-pg", "gossip": {"topology": "ring"}}, "all hear all"),
-        ({"federation": {"rule": "median"}}, "for strategies that survive liars"),
-        ({"federation": {"mixing": True}}, "'federation.mixing' are for strategies that survive liars"),
+        ({"strategy": "dec-byz-pg", "gossip": {"topology": "ring"}}, "every peer broadcasts to all"),
+        ({"federation": {"rule": "median"}}, "for strategies that survive attackers"),
+        ({"federation": {"mixing": True}}, "'federation.mixing' are for strategies that survive attackers"),
         ({"federation": {"fraction": 0.5}}, "leave 'federation.fraction' at 1"),
         ({"engine": "gossip", "federation": {"fraction": 0.5}}, "leave 'federation.fraction' at 1"),
         ({"strategy": "dec-byz-pg", "federation": {"byzantine": 2}}, "at least 5 parties"),
@@ -308,9 +309,11 @@ def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkey
         ({"strategy": "gossip", "algorithm": "ppo", "ppo": {"normalise-observations": True}}, "normalisation"),
     ],
 )
-def test_what_cannot_run_is_refused_before_it_starts(changes: dict[str, Any], words: str) -> None:
+def test_a_configuration_that_cannot_run_is_refused_before_the_first_round(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(Mistake, match=words):
-        engines.prepare(configured(DEC, **changes)).close()
+        config = configured(DEC, **changes)
+        with closing(engines.prepare(config)) as session:
+            chosen(config)(config, session, network(config, session))
 
 
 def test_peers_that_have_clocks_of_their_own_may_be_late() -> None:
