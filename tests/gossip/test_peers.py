@@ -310,10 +310,13 @@ def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkey
     ],
 )
 def test_a_configuration_that_cannot_run_is_refused_before_the_first_round(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(Mistake, match=words):
+    def begin() -> None:
         config = configured(DEC, **changes)
         with closing(engines.prepare(config)) as session:
             chosen(config)(config, session, network(config, session))
+
+    with pytest.raises(Mistake, match=words):
+        begin()
 
 
 def test_peers_that_have_clocks_of_their_own_may_be_late() -> None:
