@@ -61,15 +61,15 @@ class FedPGDec(Gossip):
             assert isinstance(fleet, PolicyGradientFleet)
             report = Report(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64))
             with report.acting():
-                found = fleet.sample(fleet.policy, batch, report)
+                episodes = fleet.sample(fleet.policy, batch, report)
             self.sampled[rows] += batch
 
-            def look(going: NDArray[np.int64], found: Any) -> None:
-                report.steps[going] += found.used
-                self.sampled[rows[going]] += config.own_batch
+            def count(active: NDArray[np.int64], sampled: Any) -> None:
+                report.steps[active] += sampled.used
+                self.sampled[rows[active]] += config.own_batch
 
             with report.learning():
-                report.updates += scsg.ascend(fleet, fleet.ascent(fleet.policy, found), length, config, look)
+                report.updates += scsg.ascend(fleet, fleet.ascent(fleet.policy, episodes), length, config, count)
             fleet.progress += 1
             return no_gradient(fleet), report
 

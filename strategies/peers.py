@@ -143,8 +143,8 @@ class Peers(Method, Rows):
 
     def forged(self, number: int, honest: F32, start: F32 | None, tag: str) -> Forged | None:
         """Return what attackers among these peers send in place of ``honest`` rows; None where nobody attacks."""
-        found: Forged | None = self.session.conduct.to_peers(number, honest, start, self.parts, tag)
-        return found
+        rows: Forged | None = self.session.conduct.to_peers(number, honest, start, self.parts, tag)
+        return rows
 
 
 def slices(run: Run, fleet: Fleet) -> dict[str, slice]:

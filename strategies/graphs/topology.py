@@ -78,8 +78,9 @@ def topology(
 
 
 def graph(name: str) -> Graph:
-    found: Graph = registry.get("topology", name, KEY).value
-    return found
+    """Return a registered graph."""
+    result: Graph = registry.get("topology", name, KEY).value
+    return result
 
 
 def names() -> tuple[str, ...]:
@@ -198,10 +199,10 @@ class Topology:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         # Fewer peers may be left than the degree asks for.
         receivers, senders = self._graph.edges(n, Round(phase, min(self.degree, n - 1), self.seed))
-        found = np.asarray(receivers, np.int64), np.asarray(senders, np.int64)
-        if any(ends.ndim != 1 or (ends.size and not 0 <= ends.min() <= ends.max() < n) for ends in found):
-            raise Mistake(f"the topology '{self.text}' returned an edge to a peer that is none of 0 to {n - 1}")
-        return found
+        edges = np.asarray(receivers, np.int64), np.asarray(senders, np.int64)
+        if any(ends.ndim != 1 or (ends.size and not 0 <= ends.min() <= ends.max() < n) for ends in edges):
+            raise Mistake(f"the topology '{self.text}' returned an edge to a peer outside 0 to {n - 1}")
+        return edges
 
 
 # Named topologies ----------------------------------------------------------------------------------------------------
@@ -306,10 +307,10 @@ def inlined(text: str) -> str:
 def _given(text: str, peers: int) -> list[F64]:
     """Return the column-stochastic matrices that JSON describes, one per round."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"'gossip.topology' is no JSON: {error}") from None
-    rounds = found["rounds"] if isinstance(found, dict) and set(found) == {"rounds"} else [found]
+        raise Mistake(f"'gossip.topology' is neither a registered name nor valid JSON: {error}") from None
+    rounds = value["rounds"] if isinstance(value, dict) and set(value) == {"rounds"} else [value]
     if not isinstance(rounds, list) or not rounds:
         raise Mistake("'gossip.topology': \"rounds\" is a list of matrices or edges, with one at least")
     matrices = []

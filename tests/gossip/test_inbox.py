@@ -27,7 +27,7 @@ def piece(
 
 
 def held(box: Inbox) -> tuple[np.ndarray, float]:
-    """All that is booked: what waits, less what is owed."""
+    """Return the sum of all shares in the inbox, less those to be subtracted."""
     total, weight = np.zeros(box.width), 0.0
     for sign, those in ((1, box.shares), (-1, box.owed)):
         for one in those:
@@ -67,10 +67,10 @@ def test_a_share_is_taken_once_and_in_order() -> None:
         (piece(1, weight=float("nan")), pb.STATUS_BAD_WEIGHT),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name_and_not_waited_for(wrong: pb.Piece, status: pb.Status) -> None:
+def test_an_unusable_share_is_refused_by_name_and_not_waited_for(wrong: pb.Piece, status: pb.Status) -> None:
     box = inbox()
     assert box.take(wrong, 1) == (status, None)
-    assert box.is_settled(1) and not box.pop_due(1), "nobody needs wait for it, and there is nothing to be used"
+    assert box.is_settled(1) and not box.pop_due(1), "the share is not waited for, and there is none to use"
     assert box.take(piece(1), 1)[0] == pb.STATUS_TAKEN, "its number is still free"
 
 
@@ -79,13 +79,13 @@ def test_large_numbers_that_are_spread_out_are_no_huge_ones() -> None:
     assert box.take(piece(1, np.full(10_000, 4e5)), 1)[0] == pb.STATUS_TAKEN
 
 
-def test_what_is_far_ahead_stays_with_its_sender() -> None:
+def test_a_share_from_far_ahead_stays_with_its_sender() -> None:
     box = inbox()
     assert box.take(piece(1, number=AHEAD + 2), 1)[0] == pb.STATUS_HOLD
     assert box.take(piece(1, number=AHEAD + 1), 1)[0] == pb.STATUS_TAKEN
 
 
-def test_what_waits_is_bounded_whatever_comes() -> None:
+def test_the_shares_in_an_inbox_are_bounded() -> None:
     box = inbox()
     for sequence in range(1, 200):
         assert box.take(piece(sequence, number=1 + sequence % 12), 8)[0] == pb.STATUS_TAKEN
@@ -118,26 +118,26 @@ def test_pieces_may_come_in_any_order_and_more_than_once() -> None:
     assert np.array_equal(box.pop_due(1)[0].row, row)
 
 
-def test_what_was_taken_back_before_it_came_never_counts() -> None:
+def test_a_share_withdrawn_before_it_arrived_never_counts() -> None:
     box = inbox()
     assert box.give_up(1) == pb.STATUS_GIVEN_UP
     assert box.take(piece(1), 1)[0] == pb.STATUS_DUPLICATE
     assert not box.shares and box.take(piece(2), 1)[0] == pb.STATUS_TAKEN
 
 
-def test_what_was_taken_back_after_it_came_is_given_up() -> None:
+def test_a_share_withdrawn_after_it_arrived_is_given_up() -> None:
     box = inbox()
     box.take(piece(1), 1)
     assert box.give_up(1) == pb.STATUS_GIVEN_UP and not box.shares and not box.owed
     box.take(piece(2), 1)
     box.pop_due(1)  # used
     assert box.give_up(2) == pb.STATUS_GIVEN_UP
-    assert box.give_up(2) == pb.STATUS_GIVEN_UP, "said twice it means no more than once"
+    assert box.give_up(2) == pb.STATUS_GIVEN_UP, "a repeated withdrawal has no further effect"
     assert [one.weight for one in box.owed] == [0.5]
     assert box.give_up(9) == pb.STATUS_OUT_OF_ORDER
 
 
-def test_a_sender_that_was_born_again_begins_anew_and_takes_nothing_back() -> None:
+def test_a_new_life_of_a_sender_begins_again_and_withdraws_nothing() -> None:
     box = inbox()
     box.take(piece(1), 1)
     box.restart()
@@ -147,8 +147,8 @@ def test_a_sender_that_was_born_again_begins_anew_and_takes_nothing_back() -> No
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(("send", "lose", "answer lost", "old", "take back", "use")), max_size=60))
-def test_whatever_happens_every_share_is_one_sides(story: list[str]) -> None:
-    """A sender like gossip/neighbour.py: what it holds and what is booked here always add up to what was sent."""
+def test_every_share_belongs_to_exactly_one_side(story: list[str]) -> None:
+    """A sender like gossip/neighbour.py: its own shares and those in the inbox always add up to all shares."""
     box, sequence, sent = inbox(1), 1, 0.0
     mine: list[float] = []  # weights that the sender has got back
     used: list[Vector] = []

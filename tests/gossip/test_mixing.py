@@ -1,4 +1,4 @@
-"""The network in one process: against a slow product, mass that stays, consensus at the topology's rate, forgeries."""
+"""The network in one process: against a slow product, conserved mass, consensus at the topology's rate, forgeries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_round_is_the_product_with_p(name: str, peers: int) -> None:
         assert found.dtype == np.float32
 
 
-def test_few_links_are_added_up_as_a_wire_does_bit_for_bit() -> None:
+def test_few_edges_are_added_up_as_over_the_wire_bit_for_bit() -> None:
     topology, x, y = Topology("random", 12, 3, seed=1), rows(12), np.ones(12)
     edges = topology.edges(5)
     found, _ = mixed(edges, x, y)
@@ -42,7 +42,7 @@ def test_few_links_are_added_up_as_a_wire_does_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("text", [*NAMES, EDGES])
-def test_mass_stays_while_peers_go_and_come(text: str) -> None:
+def test_mass_is_conserved_while_peers_leave_and_return(text: str) -> None:
     peers = 3 if text == EDGES else 9
     away = {number: {number % peers} for number in range(50, 120)}
     network = Network(Topology(text, peers, 2, seed=2), lambda number: away.get(number, ()))
@@ -56,7 +56,7 @@ def test_mass_stays_while_peers_go_and_come(text: str) -> None:
     np.testing.assert_allclose(x / y[:, None], np.broadcast_to(before / peers, x.shape), atol=2e-5)
 
 
-def test_mass_stays_in_a_thousand_rounds_of_a_product() -> None:
+def test_mass_is_conserved_in_a_thousand_rounds_of_a_product() -> None:
     topology, x, y = Topology("complete", 70), rows(70), np.ones(70)
     before = x.sum(axis=0, dtype=np.float64)
     for number in range(1000):
@@ -76,7 +76,7 @@ def test_the_distance_from_consensus_falls_at_the_topologys_rate(name: str, roun
     assert measured == pytest.approx(topology.rate(), abs=0.02)
 
 
-def test_a_share_that_holds_no_number_is_refused_and_harms_nobody() -> None:
+def test_a_share_of_nan_is_refused_and_harms_no_peer() -> None:
     network = Network(Topology("ring", 5))
     x, y = rows(5), np.ones(5)
     x[2, 7] = np.inf

@@ -1,4 +1,4 @@
-"""A peer that greets and acknowledges, says that it goes on, and sends nothing: it costs a neighbour one deadline."""
+"""A peer that greets, acknowledges and reports progress, but sends no shares: it costs a neighbour one deadline."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DEADLINE_S, STALL_S, ROUNDS = 1.0, 0.4, 40
 
 
 def far_ahead(mute: Wire, number: int) -> None:
-    """It is too far ahead to be waited for, until its neighbours are in their next round."""
+    """Make it too far ahead to be waited for, until its neighbours are in their next round."""
     mute.local.round = number + AHEAD + 1
 
 
 def leaves(mute: Wire, number: int) -> None:
-    """It leaves, and comes back at once."""
+    """Make it leave, and come back at once."""
     mute.local.state = pb.STATE_LEAVING
     for neighbour in mute.neighbours.values():
         neighbour.stub.Greet(neighbour.greeting(neighbour.life), timeout=5.0)
@@ -31,10 +31,10 @@ def leaves(mute: Wire, number: int) -> None:
 
 
 @pytest.mark.parametrize(("move", "lead"), [(far_ahead, AHEAD), (leaves, 0)])
-def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_says_of_itself(
+def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_reports(
     move: Callable[[Wire, int], None], lead: int
 ) -> None:
-    """Whenever its neighbours have waited for it for less than half of a deadline, it gives them a reason not to."""
+    """Before its neighbours have waited half a deadline for it, it gives them a reason to stop waiting."""
     X, Y = starts(3, 20)
     over, stalls = threading.Event(), list[int]()
     with network("complete", 3, 20, replace(QUICK, deadline=DEADLINE_S, end=5.0)) as net:
@@ -49,7 +49,7 @@ def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_says_of_itself(
                 x, y = wires[k].mix(number, x, y)
                 assert np.isfinite(x).all()
 
-        def lies() -> None:
+        def attacks() -> None:
             assert mute.join(0) == (0, None)
             while not over.is_set():
                 number = other.local.round
@@ -69,5 +69,5 @@ def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_says_of_itself(
             finally:
                 over.set()
 
-        together([all_learn, lies])
+        together([all_learn, attacks])
     assert len(stalls) <= DEADLINE_S / STALL_S + 2, f"{len(stalls)} of {ROUNDS} rounds waited for it"

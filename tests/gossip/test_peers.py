@@ -1,4 +1,4 @@
-"""Rounds of peers: what is carried on, what is agreed on, and that one peer per process does as all in one."""
+"""Rounds of peers: the biased vectors, agreement, and equal results for one peer per process and all in one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.gossip.mail import Mail, Post, together
 # Those that connect all peers.
 NAMES = [name for name in names() if graph(name).connected]
 
-# One way, and not alike: y leaves 1, and the first peer hears less than it says.
+# Directed edges: y leaves 1, and the first peer receives less than it sends.
 ONE_WAY = '{"edges": [[1, 0, 1], [2, 0, 1], [2, 1, 1], [3, 2, 1], [0, 3, 1]]}'
 WORLD = {"id": "CartPole-v1", "copies": 4, "horizon": 40}
 DEC = {
@@ -58,8 +58,8 @@ def made(config: RunConfig) -> Peers:
     return found
 
 
-def test_the_biased_vector_is_what_is_carried_on() -> None:
-    """x + progress is what is mixed, never z + progress; by a product of its own."""
+def test_the_biased_vector_is_carried_over() -> None:
+    """x + progress is mixed, not z + progress; checked by a separate product."""
     peers = made(configured(DEC, gossip={"topology": ONE_WAY}))
     assert isinstance(peers, Gossip)
     P = Topology(ONE_WAY, 4).matrix(1)
@@ -81,15 +81,15 @@ def test_the_biased_vector_is_what_is_carried_on() -> None:
         np.testing.assert_allclose(peers.y, P @ y, rtol=1e-9)
         np.testing.assert_allclose(peers.weights, peers.x / peers.y[:, None], rtol=1e-5)
         assert abs(peers.y.sum() - 4) < 1e-9
-    assert peers.y.max() > 1.2 > 0.7 > peers.y.min(), "nobody was biased: the test shows nothing"
+    assert peers.y.max() > 1.2 > 0.7 > peers.y.min(), "no peer was biased: the test shows nothing"
 
 
 @pytest.mark.parametrize(
     ("strategy", "topology"),
     [("fedpg-dec", name) for name in [*NAMES, ONE_WAY]] + [("dec-byz-pg", "complete"), ("gossip", "random")],
 )
-def test_a_process_per_peer_finds_what_all_in_one_find(strategy: str, topology: str) -> None:
-    """Ten rounds over letters, against the product; dec-byz-pg tells everybody, whatever the topology."""
+def test_one_peer_per_process_and_all_in_one_give_equal_results(strategy: str, topology: str) -> None:
+    """Ten rounds over letters, against the product. dec-byz-pg broadcasts to all, whatever the topology."""
     config = configured(KINDS[strategy], gossip={"topology": topology, "degree": 2})
     whole = made(config)
     for number in range(1, 11):
@@ -105,8 +105,8 @@ def test_a_process_per_peer_finds_what_all_in_one_find(strategy: str, topology: 
     np.testing.assert_allclose(np.stack(together(one, 4)), whole.weights, atol=1e-5)
 
 
-def test_a_process_per_peer_refuses_whom_all_in_one_refuse() -> None:
-    """The last of a ring says what cannot be used: those beside it send it nothing, and keep what they have."""
+def test_one_peer_per_process_and_all_in_one_refuse_the_same_shares() -> None:
+    """The last peer of a ring sends unusable shares: its neighbours send it none, and keep theirs."""
     config = configured(MIX, 5, gossip={"topology": "ring"}, attack={"byzantine": 1, "kind": "nan@3"})
     whole = made(config)
     for number in range(1, 7):
@@ -124,7 +124,7 @@ def test_a_process_per_peer_refuses_whom_all_in_one_refuse() -> None:
     np.testing.assert_allclose(np.stack(together(one, 5))[:4], whole.weights[:4], atol=1e-5)
 
 
-def test_all_begin_alike_or_each_by_itself() -> None:
+def test_peers_begin_with_the_same_weights_or_with_their_own() -> None:
     assert not distances(made(configured(DEC)).weights).any()
     assert distances(made(configured(DEC, gossip={"same-start": False})).weights).all()
     last = Session(configured(DEC), [3])
@@ -133,7 +133,7 @@ def test_all_begin_alike_or_each_by_itself() -> None:
 
 
 class Lone:
-    """A medium on which nobody else is."""
+    """A medium without other peers."""
 
     network = 4
 
@@ -141,7 +141,7 @@ class Lone:
         self.peers = peers
 
 
-def test_trajectories_are_all_that_a_peer_has_sampled() -> None:
+def test_trajectories_count_all_samples_of_a_peer() -> None:
     peers = made(configured(DEC))
     for number in range(1, 4):
         report, notes = peers.round(number, False)
@@ -153,7 +153,7 @@ def test_trajectories_are_all_that_a_peer_has_sampled() -> None:
 
 
 @pytest.mark.parametrize("kind", ["large-noise", "average-zero", "nan", "wrong-shape", "per-recipient-noise"])
-def test_honest_peers_agree_whatever_is_told_to_whom(kind: str) -> None:
+def test_honest_peers_agree_under_every_attack(kind: str) -> None:
     config = configured(BYZ, 7, attack={"byzantine": 2, "kind": kind}, federation={"byzantine": 2})
     peers = made(config)
     for number in range(1, 6):
@@ -161,7 +161,7 @@ def test_honest_peers_agree_whatever_is_told_to_whom(kind: str) -> None:
         _, notes = peers.round(number, False)
         honest = peers.weights[:5]
         assert distances(honest).max() < 1e-5
-        # A step of Adam: nobody was moved far.
+        # One step of Adam: no peer moved far.
         assert np.abs(honest - start[:5]).max() < 0.011 * 1.5
         assert max(notes["diameter"][:5]) < 1e-5
         assert notes["turns"] <= 5
@@ -176,7 +176,7 @@ def test_plain_averaging_is_carried_away_by_noise() -> None:
 
 
 def test_small_rounds_correct_the_last_direction_where_it_is_known() -> None:
-    """v = g(theta) - g_w(theta_prev) + v_prev, with the agreed v_prev; who has just come measures alone."""
+    """v = g(theta) - g_w(theta_prev) + v_prev, with the agreed v_prev. A new peer measures its own gradient."""
     peers = made(configured(BYZ, 3, gossip={"coin": 1e-9}))
     assert isinstance(peers, DecByzPG)
     peers.round(1, False)
@@ -232,7 +232,7 @@ def test_only_the_parts_that_are_named_are_mixed() -> None:
     assert np.ptp(peers.session.fleet.parts["actor"], axis=0).max() > 1e-3
 
 
-def test_silent_peers_are_left_out_and_nobody_waits() -> None:
+def test_silent_peers_are_left_out_and_no_peer_waits() -> None:
     peers = made(configured(DEC, 5, attack={"kind": "silence", "byzantine": 1}, gossip={"topology": "complete"}))
     peers.round(1, False)
     assert np.ptp(peers.weights[:4], axis=0).max() < 1e-5
@@ -264,7 +264,7 @@ def test_two_rounds_a_stop_and_two_more_are_four(strategy: str, attack: dict[str
     assert whole.weights.exists() and (strategy != "fedpg-dec" or (whole.path / "picked.npz").exists())
 
 
-def test_a_run_ends_when_somebody_asks_to(tmp_path: Path) -> None:
+def test_a_run_ends_on_request(tmp_path: Path) -> None:
     config = configured(DEC, rounds=50, gossip={"topology": "ring"}, **{"evaluate-episodes": 1})
     session, told = Session(config), []
     found = gossip(
@@ -278,8 +278,10 @@ def test_a_run_ends_when_somebody_asks_to(tmp_path: Path) -> None:
     assert all(value > 0 for value in record["consensus"])
 
 
-def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where that round had its checkpoint already: a share that is not kept is mass that is lost."""
+def test_shares_that_arrive_after_the_last_round_are_saved_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that round had its checkpoint already: a share that is not saved is lost mass."""
     monkeypatch.setattr(Network, "finish", lambda self, x, y: (x + y[:, None].astype(np.float32), 2 * y))
     config = configured(DEC, rounds=2, **{"checkpoint-every": 1})
     directory, session = RunDirectory.create(tmp_path / "run", {}), Session(config)
@@ -319,7 +321,7 @@ def test_a_configuration_that_cannot_run_is_refused_before_the_first_round(chang
         begin()
 
 
-def test_peers_that_have_clocks_of_their_own_may_be_late() -> None:
+def test_peers_with_a_process_each_may_attack_by_delay() -> None:
     engines.prepare(configured(DEC, engine="gossip", attack={"byzantine": 1, "kind": "delay"})).close()
 
 
@@ -337,7 +339,7 @@ def test_fedpg_dec_learns_on_a_directed_ring_and_peers_stay_together() -> None:
     assert distances(peers.weights).max() < 0.2 * np.linalg.norm(peers.weights.mean(axis=0))
 
 
-def test_dec_byz_pg_learns_among_liars() -> None:
+def test_dec_byz_pg_learns_among_attackers() -> None:
     config = configured(
         BYZ, 7, world={"horizon": 100, "copies": 10}, gossip={"large": 20, "small": 4, "coin": 0.3},
         attack={"byzantine": 2, "kind": "large-noise"}, federation={"byzantine": 2}, **{"evaluate-episodes": 5},

@@ -1,4 +1,4 @@
-"""Messages that no honest peer sends: refused by name and counted, and nothing of them is ever used."""
+"""Messages that no honest peer sends: each is refused by name, counted, and never used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUN = 5 ^ int("ab" * 8, 16)
 
 @pytest.fixture
 def pair() -> Iterator[Net]:
-    """Peers 0 and 1 of three, at work and in round 3; peer 2 never comes, and is spoken for by liars."""
+    """Peers 0 and 1 of three, at work and in round 3; peer 2 never comes, and attackers send messages in its name."""
     with network("complete", 3, 4, QUICK) as net:
         for k in range(2):
             net.start(k)
@@ -54,7 +54,7 @@ def pair() -> Iterator[Net]:
                 x, y = net.wires[k].mix(number, x, y)
 
         together([lambda k=k: goes(k) for k in range(2)])
-        # Until all is answered, so that ``share`` knows which sequence number is next.
+        # Wait for all answers, so that ``share`` knows which sequence number is next.
         deadline = time.monotonic() + 20
         while any(net.wires[k].neighbours[1 - k].outbox.is_busy for k in range(2)) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -66,7 +66,7 @@ def raw(net: Net, number: int = 0) -> Any:
 
 
 def share(net: Net, **changes: Any) -> pb.Piece:
-    """What peer 1 would send to peer 0 next, with changes to it or to its envelope."""
+    """Return the next piece of peer 1 for peer 0, with changes to it or to its envelope."""
     neighbour = net.wires[1].neighbours[0]
     with net.wires[1].local.changed:
         piece = pb.Piece(
@@ -117,7 +117,7 @@ def _tagged(piece: pb.Piece, tag: str) -> pb.Piece:
     return piece
 
 
-def test_every_lie_has_a_name_and_is_counted_and_changes_nothing(pair: Net) -> None:
+def test_every_forged_message_is_refused_by_name_counted_and_not_used(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
     for what, lie, name in LIES:
         before = wire.reasons().get(name, 0)
@@ -126,10 +126,10 @@ def test_every_lie_has_a_name_and_is_counted_and_changes_nothing(pair: Net) -> N
         assert wire.reasons()[name] == before + 1, what
         assert not wire.neighbours[1].inbox.shares, what
     assert wire.counts()["refused"] == [len(LIES)]
-    assert len({words for words in pair.said if "was refused" in words}) == len(pair.said), "each kind is reported once"
+    assert len({note for note in pair.said if "was refused" in note}) == len(pair.said), "each kind is reported once"
 
 
-def test_old_shares_that_are_said_again_count_once(pair: Net) -> None:
+def test_replayed_shares_count_once(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
     past = share(pair, sequence=1)
     for _ in range(3):
@@ -141,8 +141,8 @@ def test_old_shares_that_are_said_again_count_once(pair: Net) -> None:
     assert wire.counts()["stale"] == [1] and not wire.neighbours[1].inbox.shares
 
 
-def test_who_speaks_for_another_is_found_out_by_asking_that_one(pair: Net) -> None:
-    """Without TLS nobody has a certificate; but a life that its peer does not live, when it is asked, is forged."""
+def test_a_message_in_the_name_of_another_peer_is_detected_by_asking_that_peer(pair: Net) -> None:
+    """Without TLS there are no certificates. A life that the peer, when asked, does not have is forged."""
     wire, stub = pair.wires[0], raw(pair)
     forged = share(pair, incarnation=net_life(pair) + 10**9)
     assert stub.Give(forged, timeout=5).status == pb.STATUS_UNKNOWN
@@ -151,7 +151,7 @@ def test_who_speaks_for_another_is_found_out_by_asking_that_one(pair: Net) -> No
         time.sleep(0.02)
     assert receipt.status == pb.STATUS_FORGED and wire.reasons()["forged"] == 1
     assert not wire.neighbours[1].inbox.shares and wire.neighbours[1].life == net_life(pair)
-    # Of a peer that never came there is nobody to ask.
+    # A peer that never came cannot be asked.
     assert stub.Give(share(pair, sender=2), timeout=5).status == pb.STATUS_UNKNOWN
 
 
@@ -159,23 +159,23 @@ def net_life(net: Net) -> int:
     return net.wires[1].local.identity.life
 
 
-def test_who_runs_ahead_is_held_off_and_memory_stays_bounded(pair: Net) -> None:
+def test_shares_from_far_ahead_are_held_off_and_memory_is_bounded(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
     assert stub.Give(share(pair, round=4 + AHEAD), timeout=5).status == pb.STATUS_HOLD
     assert stub.Give(_tagged(share(pair, round=4 + AHEAD), "w"), timeout=5).status == pb.STATUS_HOLD
     assert wire.counts()["held"] == [2] and not wire.neighbours[1].inbox.shares
 
 
-def test_only_what_was_taken_last_can_be_taken_back(pair: Net) -> None:
+def test_only_the_last_vector_can_be_withdrawn(pair: Net) -> None:
     wire, stub, piece = pair.wires[0], raw(pair), share(pair)
     withdrawal = pb.Withdrawal(envelope=piece.envelope, sequence=1)
     assert stub.Withdraw(withdrawal, timeout=5).status == pb.STATUS_OUT_OF_ORDER
     assert wire.reasons()["out-of-order"] == 1 and not wire.neighbours[1].inbox.owed
 
 
-def test_a_lying_peer_that_publishes_nonsense_is_not_believed(pair: Net) -> None:
+def test_unusable_published_weights_are_refused(pair: Net) -> None:
     answer = raw(pair).Ask(pb.Question(envelope=share(pair).envelope, offset=4), timeout=5)
-    assert answer.status == pb.STATUS_NOTHING, "nothing lies beyond its end"
+    assert answer.status == pb.STATUS_NOTHING, "the offset is beyond the end"
     neighbour = pair.wires[0].neighbours[1]
     with pair.wires[1].local.changed:
         pair.wires[1].local.published = (3, np.array([1, np.nan, 3, 4], "<f4"))
@@ -186,8 +186,8 @@ def test_a_lying_peer_that_publishes_nonsense_is_not_believed(pair: Net) -> None
     assert read_published(pair.wires[0].local, neighbour) is None
 
 
-def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
-    """Bytes that are no gRPC, gRPC that is no message of ours, messages with any fields: then peers mix as before."""
+def test_noise_at_the_port_harms_no_peer(pair: Net) -> None:
+    """Send bytes that are no gRPC, calls that are no message, and messages with random fields. Peers mix as before."""
     wire, generator = pair.wires[0], random.Random(0)
     host, _, port = pair.listen[0].rpartition(":")
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is what is held now
@@ -221,21 +221,21 @@ def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
     assert wire.reasons()["malformed"] > 200
     assert peak() - memory < 100_000, "kilobytes"
     before = [wire.reasons()["malformed"], wire.neighbours[1].life]
-    # None of it took the place of what peer 1 sends next.
+    # None of these took the sequence number of the next vector of peer 1.
     found = together([lambda k=k: pair.wires[k].mix(4, *(starts(1, 4, seed=k))) for k in range(2)])
     assert sum(float(y[0]) for _, y in found) == pytest.approx(2.0, abs=1e-9)
     assert [wire.reasons()["malformed"], wire.neighbours[1].life] == before
 
 
 def peak() -> int:
-    """The most that this process held since it was last asked to forget, in kilobytes."""
+    """Return the peak memory of this process since the last reset, in kilobytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1])
 
 
-def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
-    """From twice as many lines as fill the server, as one line keeps to what it was told about calls at a time."""
+def test_a_flood_of_calls_is_rejected_and_peers_go_on(pair: Net) -> None:
+    """Use twice as many connections as fill the server, as each keeps to the limit of calls at a time."""
     wire, filling = pair.wires[0], CALLS // CALLER
     lines = 2 * filling
     with ExitStack() as stack:
@@ -252,12 +252,12 @@ def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
         found = together([lambda k=k: pair.wires[k].mix(4, *(starts(1, 4, seed=k))) for k in range(2)])
         codes = Counter(call.code() for call in calls)  # waits for each
     assert sum(float(y[0]) for _, y in found) == pytest.approx(2.0)
-    # More than all calls, more than a line's, and what was ended as its message had not come.
+    # More than all calls, more than a connection's, and calls that were ended without a message.
     turned = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     answered, away = codes[grpc.StatusCode.OK], sum(codes[code] for code in turned)
     assert answered + away == len(calls), codes
     assert away >= (lines - filling) * CALLS
-    # A call may be ended in the moment in which its message comes.
+    # A call may be ended at the moment in which its message arrives.
     assert answered > 0 and wire.reasons().keys() == {"malformed"} and wire.reasons()["malformed"] >= answered
 
 
@@ -298,7 +298,7 @@ def started(net: Net, number: int, folder: Path) -> Wire:
     return net.start(number)
 
 
-def test_who_has_no_certificate_of_ours_gets_no_word_through_and_is_counted(folder: Path) -> None:
+def test_callers_without_a_certificate_of_the_network_are_rejected_and_counted(folder: Path) -> None:
     ca = (folder / "ca.pem").read_bytes()
 
     def held(name: str) -> Any:
@@ -323,7 +323,7 @@ def test_who_has_no_certificate_of_ours_gets_no_word_through_and_is_counted(fold
         while len(refused) < len(strangers) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert len(refused) >= len(strangers)
-        # Let in by the authority, and speaking as another.
+        # A valid certificate, and a message in the name of another peer.
         for name, said in (("visitor", 1), ("peer-2", 1)):
             channel = grpc.secure_channel(net.listen[0], held(name), options)
             envelope = pb.Envelope(version=1, run=RUN, sender=said, incarnation=9, recipient=0)
@@ -332,7 +332,7 @@ def test_who_has_no_certificate_of_ours_gets_no_word_through_and_is_counted(fold
         assert wire.reasons() == {"forged": 2} and wire.neighbours[1].life == 0
 
 
-def test_a_peer_with_a_foreign_certificate_is_not_listened_to_and_says_why(folder: Path, tmp_path: Path) -> None:
+def test_a_peer_with_a_foreign_certificate_is_rejected_and_reports_the_reason(folder: Path, tmp_path: Path) -> None:
     for name in ("ca.pem", "peer-1.pem", "peer-1.key"):
         (tmp_path / name).write_bytes((folder / "foreign" / name).read_bytes())
     patience = QUICK.__class__(start=1.5, beat=0.2, call=2.0)
@@ -348,7 +348,7 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path) -> None:
         Tls.read(tmp_path, 3)
 
 
-def test_other_words_on_standard_error_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_output_on_standard_error_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     refused: list[int] = []
     with counted(lambda: refused.append(1)):
         os.write(2, b"a word\nI0 ssl.cc:1] Handshake failed with error X\nanother\n")

@@ -1,4 +1,4 @@
-"""Who sends to whom: shares that add up, graphs by hand, healing, refusals."""
+"""Topologies: shares that add up, graphs by hand, closing around lost peers, refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TWO = json.dumps({"rounds": [{"edges": [[1, 0, 1], [2, 1, 3]]}, [[3, 0, 1], [0, 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("peers", [1, 2, 3, 8, 13])
-def test_the_shares_of_every_peer_add_up_and_one_stays_at_home(name: str, peers: int) -> None:
+def test_the_shares_of_every_peer_add_up_and_it_keeps_one(name: str, peers: int) -> None:
     topology = Topology(name, peers, degree=2 if peers > 2 else 1, seed=7)
     for number in range(1, 6):
         P = topology.matrix(number)
@@ -27,7 +27,7 @@ def test_the_shares_of_every_peer_add_up_and_one_stays_at_home(name: str, peers:
         assert (np.diag(P) > 0).all() and (P >= 0).all()
 
 
-def test_links_by_hand() -> None:
+def test_edges_by_hand() -> None:
     third, half = 1 / 3, 1 / 2
     np.testing.assert_allclose(
         Topology("ring", 4).matrix(1),
@@ -44,7 +44,7 @@ def test_links_by_hand() -> None:
     assert [set(Topology("exponential", 8).edges(t).sent_by(7)) - {7} for t in range(3, 7)] == [{0}, {1}, {3}, {0}]
 
 
-def test_links_that_are_left_out_are_kept_at_home() -> None:
+def test_a_sender_keeps_the_shares_of_removed_edges() -> None:
     edges = Topology("ring", 4).edges(1)
     rest = edges.without((edges.senders == 0) & (edges.receivers == 1))
     np.testing.assert_allclose(rest.matrix(4) - edges.matrix(4), [[1 / 3, 0, 0, 0], [-1 / 3, 0, 0, 0], *[[0] * 4] * 2])
@@ -75,7 +75,7 @@ def test_the_rate_is_the_second_eigenvalue() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_topology_closes_around_those_who_are_gone(name: str) -> None:
+def test_a_topology_closes_around_peers_that_are_gone(name: str) -> None:
     topology, alive = Topology(name, 10, 4, seed=1), [0, 1, 3, 4, 6, 9]
     heard = np.eye(10, dtype=bool)
     for number in range(1, 60):
@@ -91,7 +91,7 @@ def test_a_ring_is_closed_where_a_peer_was() -> None:
     assert Topology("ring", 5).edges(1, [2]).sent_by(2) == {2: 1.0}
 
 
-def test_a_file_says_who_hears_from_whom_round_by_round() -> None:
+def test_a_file_has_the_edges_of_every_round() -> None:
     topology = Topology(TWO, 3)
     np.testing.assert_allclose(topology.matrix(1), [[1 / 2, 0, 0], [1 / 2, 1 / 4, 0], [0, 3 / 4, 1]])
     np.testing.assert_allclose(topology.matrix(2), [[1, 0, 1 / 2], [0, 1, 0], [0, 0, 1 / 2]])
