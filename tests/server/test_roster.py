@@ -245,7 +245,7 @@ def test_a_reply_has_no_room_for_weights() -> None:
         (["federation.fraction=0.5"], "leave 'federation.fraction' at 1"),
         (['gossip.roster={"0": "a:1"}'], "leave 'gossip.roster' away"),
         (["gossip.topology=moebius"], "gossip.topology"),
-        (["federation.rule=median"], "adds up what comes"),
+        (["federation.rule=median"], "adds up every share"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_starts(settings: list[str], sentence: str) -> None:
@@ -341,7 +341,10 @@ def query() -> Message:
         (["--peers", "10.0.0.1:9"], r"speak TLS, and one is at 10\.0\.0\.1:9"),
         (["--peers", "127.0.0.1", "--listen", "0.0.0.0:9"], r"speak TLS, and one is at 0\.0\.0\.0:9"),
         (["--peers", "10.0.0.1", "--listen", "127.0.0.1:9"], r"speak TLS, and one is at 10\.0\.0\.1:0"),
-        (["--peers", "10.0.0.1:9", "--certificates", "."], "peer-0.pem cannot be read|ca.pem cannot be read"),
+        (
+            ["--peers", "10.0.0.1:9", "--listen", "127.0.0.1", "--certificates", "."],
+            "peer-0.pem cannot be read|ca.pem cannot be read",
+        ),
         (["--peers", "a:b"], "HOST or HOST:PORT"),
         (["--listen", "127.0.0.1:9"], "give --peers HOST as well"),
     ],

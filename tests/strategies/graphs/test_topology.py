@@ -108,7 +108,7 @@ def test_a_file_has_the_edges_of_every_round() -> None:
         ('{"edges": [[0, 1, 1], [0, 1, 1]]}', "twice"),
         ('{"edges": [[0, 7, 1]]}', "agents go from 0 to 2"),
         ('{"rounds": []}', "one at least"),
-        ("[1", "no JSON"),
+        ("[1", "nor valid JSON"),
         ("{}", "edges"),
     ],
 )
