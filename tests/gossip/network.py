@@ -145,14 +145,14 @@ class Net:
             made = [faults.before(address) for address in self.listen.values()]
             self.roster, self._proxies = {k: one[1] for k, one in enumerate(made)}, [one[0] for one in made]
         self.wires: dict[int, Wire] = {}
-        self.said: list[str] = []
+        self.notes: list[str] = []
 
     def topology(self) -> Topology:
         return Topology(self.name, self.peers, min(2, self.peers - 1), seed=3)
 
     def start(self, number: int, **changes: Any) -> Wire:
         about = {"number": number, "network": self.peers, "conf": 5, "app": CODE, "layout": 7, "width": self.width}
-        options = {"say": self.said.append, "after": partial(self.after, number)} | self.wire
+        options = {"say": self.notes.append, "after": partial(self.after, number)} | self.wire
         identity = Identity(**(about | changes))
         wire = Wire(identity, self.topology(), self.roster, self.patience, **options)
         self.wires[number] = wire

@@ -130,7 +130,7 @@ def test_a_certificate_has_a_few_calls_at_a_time_on_however_many_connections(tmp
 
 # Connections ----------------------------------------------------------------------------------------------------------
 
-FILES, IDLE = 512, 1200  # descriptors that the peer may have, and connections that somebody opens to it
+FILES, IDLE = 512, 1200  # descriptors that the peer may have, and connections that are opened to it
 
 
 def made(number: int, ports: list[int]) -> Wire:

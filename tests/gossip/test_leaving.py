@@ -89,7 +89,7 @@ def test_a_goodbye_replaces_a_lost_answer_to_a_share() -> None:
             assert stays.join(0) == (0, None)
             x, y = stays.mix(1, X[:1], Y[:1])
             until(lambda: not stays.neighbours[1].outbox.is_busy)
-            faults.deaf = {(0, 1)}  # also of what its neighbour says at once: greetings
+            faults.deaf = {(0, 1)}  # greetings get no answer either
             x, y = stays.mix(2, x, y)
             assert stays.neighbours[1].outbox.is_busy, "no answer has arrived"
             leaves.set()

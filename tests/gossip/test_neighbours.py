@@ -10,7 +10,7 @@ import pytest
 from tests.gossip.network import QUICK, network, together, until
 
 
-def full(words: str) -> None:
+def full(note: str) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -46,6 +46,4 @@ def test_an_unexpected_error_ends_no_thread_and_is_reported_once() -> None:
         neighbour.stub.Greet = fails
         until(lambda: len(calls) > 4)
         assert neighbour._thread.is_alive() and neighbour.there
-    assert [words for words in net.said if "broken" in words] == [
-        "the exchange with peer 1 failed: RuntimeError: broken"
-    ]
+    assert [note for note in net.notes if "broken" in note] == ["the exchange with peer 1 failed: RuntimeError: broken"]

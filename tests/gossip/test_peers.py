@@ -188,16 +188,16 @@ def test_small_rounds_correct_the_last_direction_where_it_is_known() -> None:
     found = fleet.sample(fleet.policy, 2)  # type: ignore[attr-defined]
     wanted = fleet.correction(twin.then, found)[0] + twin.direction  # type: ignore[attr-defined]
     wanted[2] = fleet.ascent(fleet.policy, found)[2]  # type: ignore[attr-defined]
-    told: list[np.ndarray] = []
-    tell = peers.medium.broadcast
+    sent: list[np.ndarray] = []
+    broadcast = peers.medium.broadcast
 
     def spying(number: int, tag: str, turn: int, vectors: np.ndarray, *rest: Any) -> Any:
-        told.append(vectors.copy())
-        return tell(number, tag, turn, vectors, *rest)
+        sent.append(vectors.copy())
+        return broadcast(number, tag, turn, vectors, *rest)
 
     peers.medium.broadcast = spying  # type: ignore[method-assign]
     peers.round(2, False)
-    np.testing.assert_allclose(told[0], wanted, atol=1e-6)
+    np.testing.assert_allclose(sent[0], wanted, atol=1e-6)
     np.testing.assert_array_equal(peers.then, np.stack([twin.weights[0]] * 3))
 
 
@@ -248,7 +248,7 @@ def test_two_rounds_a_stop_and_two_more_are_four(strategy: str, attack: dict[str
         path = tmp_path / name
         directory = RunDirectory.open(path) if path.exists() else RunDirectory.create(path, {})
         session = engines.prepare(config)
-        engines.run(config, session, directory, lambda record: None, lambda words: None, lambda: False)
+        engines.run(config, session, directory, lambda record: None, lambda note: None, lambda: False)
         session.close()
         return directory
 
@@ -266,13 +266,13 @@ def test_two_rounds_a_stop_and_two_more_are_four(strategy: str, attack: dict[str
 
 def test_a_run_ends_on_request(tmp_path: Path) -> None:
     config = configured(DEC, rounds=50, gossip={"topology": "ring"}, **{"evaluate-episodes": 1})
-    session, told = Session(config), []
+    session, records = Session(config), []
     found = gossip(
-        config, session, network(config, session), RunDirectory.create(tmp_path / "run", {}), told.append,
-        lambda: len(told) == 3,
+        config, session, network(config, session), RunDirectory.create(tmp_path / "run", {}), records.append,
+        lambda: len(records) == 3,
     )  # fmt: skip
-    assert found["interrupted"] and found["rounds"] == 3 and len(told) == 3
-    record = told[-1]
+    assert found["interrupted"] and found["rounds"] == 3 and len(records) == 3
+    record = records[-1]
     for name in ("return", "steps", "consensus", "trajectories", "bytes_up", "missed", "refused", "late", "left-out"):
         assert len(record[name]) == 4, name
     assert all(value > 0 for value in record["consensus"])
@@ -293,7 +293,7 @@ def test_shares_that_arrive_after_the_last_round_are_saved_as_well(
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"algorithm": "td3", "world": {"id": "Pendulum-v1"}}, "is for policy-gradient, not for td3"),
         ({"engine": "ray"}, "none stays where others could reach it"),
@@ -311,13 +311,15 @@ def test_shares_that_arrive_after_the_last_round_are_saved_as_well(
         ({"strategy": "gossip", "algorithm": "ppo", "ppo": {"normalise-observations": True}}, "normalisation"),
     ],
 )
-def test_a_configuration_that_cannot_run_is_refused_before_the_first_round(changes: dict[str, Any], words: str) -> None:
+def test_a_configuration_that_cannot_run_is_refused_before_the_first_round(
+    changes: dict[str, Any], message: str
+) -> None:
     def begin() -> None:
         config = configured(DEC, **changes)
         with closing(engines.prepare(config)) as session:
             chosen(config)(config, session, network(config, session))
 
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(Mistake, match=message):
         begin()
 
 

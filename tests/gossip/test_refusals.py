@@ -80,16 +80,16 @@ def share(net: Net, **changes: Any) -> pb.Piece:
     return piece
 
 
-LIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
+FORGERIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
     ("another version", lambda net: share(net, version=2), "wrong-version"),
     ("another run", lambda net: share(net, run=1), "wrong-run"),
-    ("for somebody else", lambda net: share(net, recipient=1), "wrong-recipient"),
-    ("of nobody", lambda net: share(net, sender=9), "unknown-peer"),
+    ("for another peer", lambda net: share(net, recipient=1), "wrong-recipient"),
+    ("of an unknown peer", lambda net: share(net, sender=9), "unknown-peer"),
     ("of itself", lambda net: share(net, sender=0), "unknown-peer"),
     ("of an earlier life", lambda net: share(net, incarnation=net.wires[1].local.identity.life - 1), "replayed"),
     ("another layout", lambda net: share(net, layout=8), "wrong-layout"),
     ("longer", lambda net: share(net, width=5, data=bytes(20)), "wrong-layout"),
-    ("more than it says", lambda net: share(net, data=bytes(20)), "oversized"),
+    ("more than its width", lambda net: share(net, data=bytes(20)), "oversized"),
     ("beyond its end", lambda net: share(net, offset=PIECE), "oversized"),
     ("nan", lambda net: share(net, data=np.full(4, np.nan, "<f4").tobytes()), "not-finite"),
     ("infinity", lambda net: share(net, data=np.full(4, np.inf, "<f4").tobytes()), "not-finite"),
@@ -97,7 +97,7 @@ LIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
     ("of no weight", lambda net: _weighing(share(net), 0.0), "bad-weight"),
     ("of too much weight", lambda net: _weighing(share(net), 50.0), "bad-weight"),
     ("out of order", lambda net: share(net, sequence=99), "out-of-order"),
-    ("neither share nor word", lambda net: _cleared(share(net)), "malformed"),
+    ("neither share nor broadcast", lambda net: _cleared(share(net)), "malformed"),
     ("a long tag", lambda net: _tagged(share(net), "x" * 33), "malformed"),
 ]
 
@@ -119,14 +119,14 @@ def _tagged(piece: pb.Piece, tag: str) -> pb.Piece:
 
 def test_every_forged_message_is_refused_by_name_counted_and_not_used(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
-    for what, lie, name in LIES:
+    for what, forge, name in FORGERIES:
         before = wire.reasons().get(name, 0)
-        receipt = stub.Give(lie(pair), timeout=5)
+        receipt = stub.Give(forge(pair), timeout=5)
         assert pb.Status.Name(receipt.status) == "STATUS_" + name.upper().replace("-", "_"), what
         assert wire.reasons()[name] == before + 1, what
         assert not wire.neighbours[1].inbox.shares, what
-    assert wire.counts()["refused"] == [len(LIES)]
-    assert len({note for note in pair.said if "was refused" in note}) == len(pair.said), "each kind is reported once"
+    assert wire.counts()["refused"] == [len(FORGERIES)]
+    assert len({note for note in pair.notes if "was refused" in note}) == len(pair.notes), "each kind is reported once"
 
 
 def test_replayed_shares_count_once(pair: Net) -> None:
@@ -198,7 +198,7 @@ def test_noise_at_the_port_harms_no_peer(pair: Net) -> None:
             with socket.create_connection((host, int(port)), 5) as line, suppress(OSError):  # it may hang up
                 line.sendall(start + generator.randbytes(size))
     channel = grpc.insecure_channel(pair.listen[0], [("grpc.max_send_message_length", -1)])
-    whole = share(pair, incarnation=12345).SerializeToString()  # of nobody: what is changed in it stays a stranger's
+    whole = share(pair, incarnation=12345).SerializeToString()  # of an unknown life, whatever is changed in it
     sent = 0
     for index in range(600):
         method = generator.choice(("Greet", "Give", "Withdraw", "Ask"))
@@ -324,9 +324,9 @@ def test_callers_without_a_certificate_of_the_network_are_rejected_and_counted(f
             time.sleep(0.02)
         assert len(refused) >= len(strangers)
         # A valid certificate, and a message in the name of another peer.
-        for name, said in (("visitor", 1), ("peer-2", 1)):
+        for name, sender in (("visitor", 1), ("peer-2", 1)):
             channel = grpc.secure_channel(net.listen[0], held(name), options)
-            envelope = pb.Envelope(version=1, run=RUN, sender=said, incarnation=9, recipient=0)
+            envelope = pb.Envelope(version=1, run=RUN, sender=sender, incarnation=9, recipient=0)
             answer = PeerStub(channel).Greet(pb.Greeting(envelope=envelope), timeout=5)
             assert answer.status == pb.STATUS_FORGED, name
         assert wire.reasons() == {"forged": 2} and wire.neighbours[1].life == 0

@@ -92,7 +92,7 @@ def test_ten_rounds_are_the_same_as_in_one_process_bit_for_bit(topology: str) ->
         x, y, _ = all_mix(net, X, Y, 10)
         a, b = product(net, X, Y, 10)
     assert np.array_equal(x, a) and np.array_equal(y, b)
-    assert not net.said
+    assert not net.notes
 
 
 REASONS = {"nan": "not-finite", "wrong-shape": "wrong-layout"}
@@ -185,7 +185,7 @@ def test_silent_peers_are_closed_around_as_in_one_process_bit_for_bit(topology: 
         a, b = product(net, X, Y, 20)
         missed = [wire.counts()["missed"][0] for wire in net.wires.values()]
     assert np.array_equal(x, a) and np.array_equal(y, b)
-    assert missed == [0] * 4 and not net.said
+    assert missed == [0] * 4 and not net.notes
     assert np.array_equal(x[1], X[1]) and y.min() > 0.1
 
 
@@ -372,8 +372,8 @@ def test_a_liar_may_tell_everybody_something_else() -> None:
             k = wire.peers[0]
             wire.gather()
             wire.begin()
-            lies = (lambda to: {0: np.full(2, 100 + to, np.float32)}) if k == 0 else None
-            return wire.broadcast(1, "gradient", 0, np.full((1, 2), k, np.float32), lies)[0].rows
+            forged = (lambda to: {0: np.full(2, 100 + to, np.float32)}) if k == 0 else None
+            return wire.broadcast(1, "gradient", 0, np.full((1, 2), k, np.float32), forged)[0].rows
 
         zero, one, two = together([lambda w=w: broadcasts(w) for w in wires])
     assert zero[:, 0].tolist() == [0, 1, 2]
@@ -409,7 +409,7 @@ def test_peers_begin_without_a_dead_peer_that_the_server_names() -> None:
 
         found = together([lambda w=w: goes(w) for w in wires])
         assert all(np.allclose(x, X[:2].mean(axis=0)) for x, _ in found)
-        assert any("begins without peer 2" in note for note in net.said)
+        assert any("begins without peer 2" in note for note in net.notes)
         for k, (x, y) in enumerate(found):
             net.wires[k].next(2, x / np.float32(y))
         number, row = net.start(2).join(0)
@@ -570,7 +570,7 @@ def test_a_peer_that_is_far_ahead_of_the_others_waits_for_them() -> None:
         begins = [101 if k == 1 else 1 for k in range(4)]
         together([lambda k=k: learns(wires[k], X, Y, 130, before, after, begins[k]) for k in range(4)])
     assert missed == [0] * 4, "in the last round all shares arrive"
-    assert [note for note in net.said if "ahead" in note] != []
+    assert [note for note in net.notes if "ahead" in note] != []
     assert did == [list(range(first, 131)) for first in begins]
 
 
@@ -601,7 +601,7 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         together([lambda k=k: goes(k, 6, 12) for k in (0, 1, 3)])
         returned = {k: net.wires[k].counts()["returned"][0] for k in (0, 1, 3)}
         assert min(returned[1], returned[3]) > 0 == returned[0], "its neighbours have their shares again"
-        assert "peer 2 is gone: nobody listens there" in net.said
+        assert "peer 2 is gone: nobody listens there" in net.notes
         there = [net.wires[k].pace.present() for k in (0, 1, 3)]
         assert there == [[0, 1, 3]] * 3
         # Its own mass died with it. Shares in flight to it were taken back. Three peers are one ring now.
@@ -662,7 +662,7 @@ def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
             return *wire.finish(x, y), apart, near
 
         done = together([lambda w=w: goes(w) for w in wires])
-    assert {note for note in net.said if "is gone" in note}, "both halves noticed"
+    assert {note for note in net.notes if "is gone" in note}, "both halves noticed"
     x, y, apart, near = (np.concatenate([np.atleast_2d(one[at]) for one in done]) for at in range(4))
     assert np.ptp(apart[:2], axis=0).max() < 0.01 and np.ptp(apart[2:], axis=0).max() < 0.01
     assert np.ptp(apart, axis=0).min() > 0.5, "the halves have learned different things"
@@ -692,6 +692,6 @@ def test_shares_whose_answers_are_lost_are_given_up_when_they_were_taken_back() 
             return wire.finish(x, y)
 
         done = together([lambda w=w: goes(w) for w in wires])
-        assert any("peer 1 is gone" in note for note in net.said), net.said
+        assert any("peer 1 is gone" in note for note in net.notes), net.notes
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
     assert pb.STATUS_GIVEN_UP in faults.withdrawn

@@ -77,13 +77,13 @@ def test_the_rate_is_the_second_eigenvalue() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_topology_closes_around_peers_that_are_gone(name: str) -> None:
     topology, alive = Topology(name, 10, 4, seed=1), [0, 1, 3, 4, 6, 9]
-    heard = np.eye(10, dtype=bool)
+    reached = np.eye(10, dtype=bool)
     for number in range(1, 60):
         P = topology.matrix(number, alive)
         np.testing.assert_allclose(P[:, alive].sum(axis=0), 1.0, atol=1e-12)
         assert not P[:, [2, 5, 7, 8]].any() and not P[[2, 5, 7, 8]].any()
-        heard = (P > 0) @ heard | heard
-    assert heard[np.ix_(alive, alive)].all()
+        reached = (P > 0) @ reached | reached
+    assert reached[np.ix_(alive, alive)].all()
 
 
 def test_a_ring_is_closed_where_a_peer_was() -> None:
@@ -100,7 +100,7 @@ def test_a_file_has_the_edges_of_every_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (CUT, "nothing of peer 1 ever reaches peer 0"),
         ("[[1, 0], [1]]", "not square"),
@@ -112,8 +112,8 @@ def test_a_file_has_the_edges_of_every_round() -> None:
         ("{}", "edges"),
     ],
 )
-def test_bad_topologies_are_refused(text: str, words: str) -> None:
-    with pytest.raises(Mistake, match=words):
+def test_bad_topologies_are_refused(text: str, message: str) -> None:
+    with pytest.raises(Mistake, match=message):
         Topology(text, 3)
 
 
