@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.timing import Row, Spread, one_thread, report
 from flower.launch import free_port
-from gossip.here import Identity, Patience
-from gossip.inbox import Parcel
+from gossip.inbox import Vector
+from gossip.local import Identity, Patience
 from gossip.wire import Wire
 from strategies.graphs.topology import Topology
 
@@ -71,7 +71,7 @@ def other(bare: int, ports: list[int]) -> None:
     server.start()
     made = wire(1, 2, ports, "ring")
     made.join(0)
-    made.here.round = 10**6  # takes whatever comes
+    made.local.round = 10**6  # takes whatever comes
     sys.stdin.read()
     made.close()
 
@@ -92,16 +92,16 @@ def share() -> list[Row]:
     with started("other", str(bare), *map(str, ports)):
         made = wire(0, 2, ports, "ring")
         made.join(0)
-        link = made.links[1]
+        neighbour = made.neighbours[1]
         call = grpc.insecure_channel(f"127.0.0.1:{bare}").unary_unary(BARE)
         row = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
         data = row.tobytes()
 
         def sent(turn: int) -> None:
-            with made.here.changed:
-                assert link.put(Parcel(turn, row, 0.5))
-                while link.busy:
-                    made.here.changed.wait(60)
+            with made.local.changed:
+                assert neighbour.put(Vector(turn, row, 0.5))
+                while neighbour.outbox.is_busy:
+                    made.local.changed.wait(60)
 
         def called(turn: int) -> None:
             call(data)

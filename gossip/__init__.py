@@ -1,1 +1,1 @@
-"""Learning without a server: peers exchange with their neighbours, and nobody is the centre."""
+"""Gossip: learning without a server. Peers exchange with their neighbours, and no process is the centre."""

@@ -1,4 +1,4 @@
-"""Calls whose message has not come yet. gRPC waits for it in a thread, for as long as the caller likes; we do not."""
+"""Calls whose message has not arrived yet. gRPC would block a thread for as long as the caller likes; we do not."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Hashable, Iterator
 import grpc
 
 CALLER = 8  # calls of one caller that may wait for their message; an honest peer has two
-WAITING = 48  # in all: where more come, the one that has waited longest is ended
+WAITING = 48  # such calls in all: beyond that, the call that has waited longest is ended
 
 
 class Arrivals:
-    """Reads messages. A call that brings none within ``patience`` seconds is ended, as is the oldest of too many."""
+    """A reader of messages. It ends a call without a message after ``patience`` seconds, and the oldest of too many."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._changed = threading.Condition()
-        self._waiting: dict[grpc.ServicerContext, float] = {}  # until when; the oldest first
+        self._waiting: dict[grpc.ServicerContext, float] = {}  # their deadlines; the oldest call first
         self._callers: Counter[Hashable] = Counter()
         self._over = False
         self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
@@ -33,7 +33,7 @@ class Arrivals:
             self._changed.notify_all()
 
     def read(self, messages: Iterator[bytes], context: grpc.ServicerContext, caller: Hashable) -> bytes:
-        """Return the message of a call, empty if it has none; raises what gRPC raises in calls that are ended."""
+        """Return the message of a call, empty if it has none. Raises an error of gRPC if the call is ended."""
         with self._changed:
             full = self._callers[caller] >= CALLER
             if not full:
@@ -61,7 +61,7 @@ class Arrivals:
         with self._changed:
             while not self._over:
                 now = time.monotonic()
-                for context in [one for one, until in self._waiting.items() if until <= now]:
+                for context in [call for call, deadline in self._waiting.items() if deadline <= now]:
                     self._end(context)
                 first = next(iter(self._waiting.values()), None)
                 self._changed.wait(None if first is None else first - now)

@@ -113,7 +113,7 @@ class Greeting(_message.Message):
     def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., state: _Optional[_Union[State, str]] = ..., conf: _Optional[int] = ..., app: _Optional[str] = ..., counts_you: _Optional[bool] = ..., began_without_you: _Optional[bool] = ..., status: _Optional[_Union[Status, str]] = ..., apart: _Optional[bool] = ..., held_up: _Optional[int] = ..., taken: _Optional[int] = ...) -> None: ...
 
 class Piece(_message.Message):
-    __slots__ = ("envelope", "sequence", "round", "layout", "width", "offset", "data", "share", "word")
+    __slots__ = ("envelope", "sequence", "round", "layout", "width", "offset", "data", "share", "broadcast")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -122,7 +122,7 @@ class Piece(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
-    WORD_FIELD_NUMBER: _ClassVar[int]
+    BROADCAST_FIELD_NUMBER: _ClassVar[int]
     envelope: Envelope
     sequence: int
     round: int
@@ -131,8 +131,8 @@ class Piece(_message.Message):
     offset: int
     data: bytes
     share: Share
-    word: Word
-    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., layout: _Optional[int] = ..., width: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., word: _Optional[_Union[Word, _Mapping]] = ...) -> None: ...
+    broadcast: Broadcast
+    def __init__(self, envelope: _Optional[_Union[Envelope, _Mapping]] = ..., sequence: _Optional[int] = ..., round: _Optional[int] = ..., layout: _Optional[int] = ..., width: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., broadcast: _Optional[_Union[Broadcast, _Mapping]] = ...) -> None: ...
 
 class Share(_message.Message):
     __slots__ = ("weight", "scant")
@@ -142,7 +142,7 @@ class Share(_message.Message):
     scant: bool
     def __init__(self, weight: _Optional[float] = ..., scant: _Optional[bool] = ...) -> None: ...
 
-class Word(_message.Message):
+class Broadcast(_message.Message):
     __slots__ = ("tag", "turn", "final")
     TAG_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]

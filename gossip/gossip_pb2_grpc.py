@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PeerStub:
-    """One peer, as the others see it.
+    """The calls that a peer answers.
     """
 
     def __init__(self, channel):
@@ -58,32 +58,32 @@ class PeerStub:
 
 
 class PeerServicer:
-    """One peer, as the others see it.
+    """The calls that a peer answers.
     """
 
     def Greet(self, request, context):
-        """Says who one is and how far, and hears the same: how peers find each other, and how they see that the other lives.
+        """Exchanges identity and progress. Peers find each other by it, and use it as a heartbeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Give(self, request, context):
-        """Hands over a piece of a share or of a word.
+        """Sends a piece of a share or of a broadcast.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Withdraw(self, request, context):
-        """Says which vector its sender has taken back, because it held the recipient for dead.
+        """Withdraws a vector that its sender has taken back, because the recipient counted as dead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ask(self, request, context):
-        """Asks for what a peer that comes in the middle of a run needs to take part.
+        """Asks for the weights that a peer needs to join in the middle of a run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,7 +121,7 @@ def add_PeerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Peer:
-    """One peer, as the others see it.
+    """The calls that a peer answers.
     """
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""What comes from one peer, and which of it has been used: every vector exactly once, or never.
+"""The vectors from one peer. Each is used exactly once, or never.
 
-A sender sends a vector when the one before it was answered for good, so the last sequence number tells old from new,
-whatever is lost, repeated, late or out of order. The last share may still be taken back: its sender may have missed our
-answer, hold us for dead, and keep what it sent. Then it is given up here as well, so that it is used once in all.
+A sender sends a vector only after it has a final answer to the one before. So the last sequence number tells old
+vectors from new ones, whatever is lost, repeated, late or reordered. The last share may still be withdrawn: its sender
+may miss our answer, count us as dead and keep the share. We then give the share up as well, so that it is used once in
+all.
 """
 
 from __future__ import annotations
@@ -14,48 +15,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossip import gossip_pb2 as pb
-from strategies.medium import flaw
+from strategies.medium import refusal
 
 F32 = NDArray[np.float32]
 
-PIECE = 1 << 18  # numbers of a piece: 1 MiB
+PIECE = 1 << 18  # numbers in a piece: 1 MiB
 _STATUS = {"": pb.STATUS_UNSPECIFIED, "not-finite": pb.STATUS_NOT_FINITE, "huge": pb.STATUS_HUGE}
 AHEAD = 8  # rounds that a peer may be ahead of another
-WORDS = 2 * AHEAD  # words that may wait here to be heard
+BROADCASTS = 2 * AHEAD  # broadcasts of one peer that may wait here
 
 
-class Word(NamedTuple):
-    """What a vector that is told to everybody is about."""
+class Broadcast(NamedTuple):
+    """The description of a vector that goes to all peers."""
 
     tag: str
     turn: int
     final: bool = False
 
 
-class Parcel(NamedTuple):
-    """A vector on its way: a share, which has a weight, or a word. ``true`` is what a liar has in place of ``row``;
-    ``scant`` is a share of somebody who has little left."""
+class Vector(NamedTuple):
+    """A vector in transit: a share, which has a weight, or a broadcast.
+
+    ``honest`` is the row that an attacker holds where ``row`` is forged. ``scant`` marks a share that is smaller than
+    the topology says, because its sender has little left.
+    """
 
     round: int
     row: F32
     weight: float = 0.0
-    word: Word | None = None
-    true: F32 | None = None
+    broadcast: Broadcast | None = None
+    honest: F32 | None = None
     scant: bool = False
 
     @property
     def nbytes(self) -> int:
-        return self.row.nbytes + (8 if self.word is None else 0)
+        return self.row.nbytes + (8 if self.broadcast is None else 0)
 
     @property
-    def kept(self) -> Parcel:
-        """What its sender has again when it does not go, or comes back: never its own lie."""
-        return self if self.true is None else self._replace(row=self.true, true=None)
+    def kept(self) -> Vector:
+        """The vector that its sender adds up again if it is not used. It never holds the sender's own forgery."""
+        return self if self.honest is None else self._replace(row=self.honest, honest=None)
 
 
 @dataclass
 class Inbox:
-    """From one peer. ``width`` numbers are a vector; a larger number than ``largest`` is refused."""
+    """The vectors from one peer. A vector has ``width`` numbers, none of them above ``largest`` in size."""
 
     layout: int
     width: int
@@ -63,107 +67,131 @@ class Inbox:
     network: int
     last: int = 0  # sequence number of the last vector that was taken or given up
     taken: int = 0  # sequence number of the last share that was taken, unless it was given up
-    shares: list[Parcel] = field(default_factory=list)  # not used yet
-    owed: list[Parcel] = field(default_factory=list)  # used, then taken back by their sender: to be given up
-    words: list[Parcel] = field(default_factory=list)  # not heard yet; final ones until their round is over
-    spoiled: tuple[int, str, int] = (0, "", 0)  # round, tag and turn of what was refused last: it does not come again
-    _newest: Parcel | None = None  # the last share: the only one that may be taken back
-    _coming: int = 0  # sequence number of the vector whose pieces come
-    _row: F32 | None = None
+    shares: list[Vector] = field(default_factory=list)  # not used yet
+    owed: list[Vector] = field(default_factory=list)  # used here, then withdrawn by their sender: to be subtracted
+    broadcasts: list[Vector] = field(default_factory=list)  # not used yet; final ones stay until their round is over
+    spoiled: tuple[int, str, int] = (0, "", 0)  # round, tag and turn of the last refused vector: it is not sent again
+    _newest: Vector | None = None  # the last share, the only one that its sender may withdraw
+    _partial_sequence: int = 0  # sequence number of the vector of which some pieces have arrived
+    _partial: F32 | None = None
     _missing: set[int] = field(default_factory=set)
 
-    def begin_anew(self) -> None:
-        """Its sender has died, and lives again: what came from it is ours, and nobody takes it back."""
-        self.last, self.taken, self._newest, self.words = 0, 0, None, []
-        self._drop()
+    def restart(self) -> None:
+        """Prepare for a new life of the sender. What its last life sent stays ours, and nobody withdraws it."""
+        self.last, self.taken, self._newest, self.broadcasts = 0, 0, None, []
+        self._drop_partial()
 
-    def take(self, piece: pb.Piece, here: int, shut: bool = False) -> tuple[pb.Status, Parcel | None]:
-        """What becomes of a piece, while we are in round ``here``; and the vector, when it is whole and new.
+    def take(self, piece: pb.Piece, here: int, shut: bool = False) -> tuple[pb.Status, Vector | None]:
+        """Take a piece while this peer is in round ``here``. Returns its status, and the vector if it is complete.
 
-        A share waits here until it is ``due``; none is taken while the inbox is ``shut``. A word is handed out, to be
-        kept in ``words`` if it is not too late.
+        A share is stored until ``pop_due`` returns it. An inbox that is ``shut`` takes no shares. A broadcast is only
+        returned: the caller stores it in ``broadcasts`` if it is not too late.
         """
         if piece.sequence <= self.last:
             return pb.STATUS_DUPLICATE, None
         if piece.sequence > self.last + 1:
             return pb.STATUS_OUT_OF_ORDER, None
-        about = piece.word if piece.HasField("word") else None
-        room = len(self.words) < WORDS if about is not None else not shut
-        if piece.round > here + AHEAD or not room:
+        about = piece.broadcast if piece.HasField("broadcast") else None
+        has_room = len(self.broadcasts) < BROADCASTS if about is not None else not shut
+        if piece.round > here + AHEAD or not has_room:
             return pb.STATUS_HOLD, None
-        status, row = self._joined(piece)
+        status, row = self._assemble(piece)
         if row is not None:
             weight = piece.share.weight if about is None else 1.0
-            status = self._flaw(row, weight) or status
+            status = self._refusal(row, weight) or status
         if status not in (pb.STATUS_TAKEN, pb.STATUS_PART):
             self.spoiled = (piece.round, *((about.tag, about.turn) if about is not None else ("", 0)))
         if row is None or status != pb.STATUS_TAKEN:
             return status, None
         self.last, self._newest = piece.sequence, None
         if about is not None:
-            return pb.STATUS_TAKEN, Parcel(piece.round, row, word=Word(about.tag, about.turn, about.final))
+            broadcast = Broadcast(about.tag, about.turn, about.final)
+            return pb.STATUS_TAKEN, Vector(piece.round, row, broadcast=broadcast)
         self.taken = piece.sequence
-        parcel = self._newest = Parcel(piece.round, row, weight, scant=piece.share.scant)
-        self._wait(parcel, here)
-        return pb.STATUS_TAKEN, parcel
+        vector = self._newest = Vector(piece.round, row, weight, scant=piece.share.scant)
+        self._store(vector, here)
+        return pb.STATUS_TAKEN, vector
 
     def give_up(self, sequence: int, closed: bool = False) -> pb.Status:
-        """Its sender has taken a vector back. A peer that has ``closed`` its books keeps a share that is in them."""
+        """Give up a vector that its sender has withdrawn. A ``closed`` peer keeps a share that it has added up."""
         if sequence == self.last + 1:
-            self.last = sequence  # it never came whole, and is not to come any more
-            self._drop()
+            self.last = sequence  # it was never complete, and is not taken any more
+            self._drop_partial()
         elif sequence != self.last:
             return pb.STATUS_OUT_OF_ORDER
         elif self._newest is not None:
             if closed:
                 return pb.STATUS_DUPLICATE
             self.taken = 0
-            waiting = [one for one in self.shares if one is not self._newest]
-            if len(waiting) == len(self.shares):
+            unused = [vector for vector in self.shares if vector is not self._newest]
+            if len(unused) == len(self.shares):
                 self.owed.append(self._newest)
-            self.shares = waiting
+            self.shares = unused
         self._newest = None
         return pb.STATUS_GIVEN_UP
 
-    def due(self, number: float) -> list[Parcel]:
-        """The shares of this round and of earlier ones that came late, in order: they are used now."""
-        found = [one for one in self.shares if one.round <= number]
-        self.shares = [one for one in self.shares if one.round > number]
-        return found
+    def pop_due(self, number: float) -> list[Vector]:
+        """Remove and return the shares of this round and the late ones of earlier rounds, in order."""
+        due = [share for share in self.shares if share.round <= number]
+        self.shares = [share for share in self.shares if share.round > number]
+        return due
 
-    def has(self, number: int) -> bool:
-        """Whether the share of a round is there, or was refused, or will not come because a later one has."""
-        return self._refused_since(number) or any(one.round >= number for one in self.shares)
+    def is_settled(self, number: int) -> bool:
+        """Return whether nothing is to be waited for: the round's share, or a later one, has arrived or was refused."""
+        return self._refused_since(number) or any(share.round >= number for share in self.shares)
 
-    def refused(self, number: int) -> bool:
-        """Whether the share of a round was refused, as far as is known when that of a later one was, too."""
-        return self._refused_since(number) and all(one.round != number for one in self.shares)
+    def has_refused(self, number: int) -> bool:
+        """Return whether the share of a round was refused. A later refusal counts for it too, if it never arrived."""
+        return self._refused_since(number) and all(share.round != number for share in self.shares)
 
-    def said(self, number: int, tag: str, turn: int) -> F32 | None:
-        """What it tells in this turn; its final word stands for all turns after it."""
-        for one in self.words:
-            word = one.word
-            if word is None or (one.round, word.tag) != (number, tag):
+    def find_broadcast(self, number: int, tag: str, turn: int) -> F32 | None:
+        """Return the broadcast of this turn. A final broadcast stands for all turns after it."""
+        for vector in self.broadcasts:
+            about = vector.broadcast
+            if about is None or (vector.round, about.tag) != (number, tag):
                 continue
-            if word.turn == turn or (word.final and word.turn < turn):
-                return one.row
+            if about.turn == turn or (about.final and about.turn < turn):
+                return vector.row
         return None
 
+    def drop_used(self, number: int, tag: str, turn: int) -> None:
+        """Drop the broadcasts of a tag up to this turn. Final ones stay: later turns use them again."""
+
+        def is_used(vector: Vector) -> bool:
+            about = vector.broadcast
+            if about is None or about.final:
+                return False
+            return (vector.round, about.tag) == (number, tag) and about.turn <= turn
+
+        self.broadcasts = [vector for vector in self.broadcasts if not is_used(vector)]
+
+    def drop_tag(self, number: int, tag: str) -> None:
+        """Drop all broadcasts of a tag in a round, final ones included."""
+        self.broadcasts = [
+            vector
+            for vector in self.broadcasts
+            if vector.broadcast is None or (vector.round, vector.broadcast.tag) != (number, tag)
+        ]
+
+    def drop_before(self, number: int) -> None:
+        """Drop the broadcasts of rounds before this one."""
+        self.broadcasts = [vector for vector in self.broadcasts if vector.round >= number]
+
     def _refused_since(self, number: int) -> bool:
-        """Whether what was refused last is a share of this round, or of a later one."""
+        """Return whether the last refused vector is a share of this round or of a later one."""
         return self.spoiled[0] >= number and not self.spoiled[1]
 
-    def _wait(self, parcel: Parcel, here: int) -> None:
-        """Keep a share until it is used. There is one for each round to come, and one for all that are over."""
+    def _store(self, share: Vector, here: int) -> None:
+        """Store a share until it is used: one per round to come, and one sum for all rounds that are over."""
         for at, other in enumerate(self.shares):
-            if other.round == parcel.round or max(other.round, parcel.round) < here:
-                row, weight = other.row + parcel.row, other.weight + parcel.weight
-                self.shares[at] = Parcel(other.round, row, weight, scant=other.scant or parcel.scant)
+            if other.round == share.round or max(other.round, share.round) < here:
+                row, weight = other.row + share.row, other.weight + share.weight
+                self.shares[at] = Vector(other.round, row, weight, scant=other.scant or share.scant)
                 return
-        self.shares.append(parcel)
+        self.shares.append(share)
 
-    def _joined(self, piece: pb.Piece) -> tuple[pb.Status, F32 | None]:
-        """The vector, when this was the last piece of it."""
+    def _assemble(self, piece: pb.Piece) -> tuple[pb.Status, F32 | None]:
+        """Add a piece to its vector. Returns the vector if this was its last piece."""
         data, offset = piece.data, piece.offset
         if piece.layout != self.layout or piece.width != self.width:
             return pb.STATUS_WRONG_LAYOUT, None
@@ -173,23 +201,23 @@ class Inbox:
         row = np.frombuffer(data, "<f4")
         if count == self.width:
             return pb.STATUS_TAKEN, row
-        if self._row is None or self._coming != piece.sequence:
-            # Memory before its numbers have come: for the one vector that is next, and of the width that all have.
-            self._coming, self._row = piece.sequence, np.empty(self.width, np.float32)
+        if self._partial is None or self._partial_sequence != piece.sequence:
+            # Memory is reserved for one vector at a time, of the width that all vectors of the run have.
+            self._partial_sequence, self._partial = piece.sequence, np.empty(self.width, np.float32)
             self._missing = set(range(0, self.width, PIECE))
-        self._row[offset : offset + count] = row
+        self._partial[offset : offset + count] = row
         self._missing.discard(offset)
         if self._missing:
             return pb.STATUS_PART, None
-        whole = self._row
-        self._drop()
-        return pb.STATUS_TAKEN, whole
+        complete = self._partial
+        self._drop_partial()
+        return pb.STATUS_TAKEN, complete
 
-    def _flaw(self, row: F32, weight: float) -> pb.Status:
-        """Why a vector cannot be used, or nothing. What was learned, x / y, is of a moderate size whatever y is."""
+    def _refusal(self, row: F32, weight: float) -> pb.Status:
+        """Return the status of a vector that is refused, or 0. The bound is on x / y, which does not grow with y."""
         if not 0.0 < weight <= self.network:
             return pb.STATUS_BAD_WEIGHT
-        return _STATUS[flaw(row, self.width, self.largest * weight)]
+        return _STATUS[refusal(row, self.width, self.largest * weight)]
 
-    def _drop(self) -> None:
-        self._row, self._coming, self._missing = None, 0, set()
+    def _drop_partial(self) -> None:
+        self._partial, self._partial_sequence, self._missing = None, 0, set()

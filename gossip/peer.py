@@ -1,4 +1,4 @@
-"""A peer as a process: who it is by its configuration, and its run among the others."""
+"""A peer as a process: its identity from the configuration, and its run among the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from core.errors import Mistake
 from core.options import flatten
 from gossip import gossip_pb2 as pb
 from gossip.handshakes import counted
-from gossip.here import Identity, Patience, Tls
+from gossip.local import Identity, Patience, Tls
 from gossip.run import gossip
 from gossip.wire import Wire
 from runs import digest
@@ -29,8 +29,8 @@ from strategies.method import chosen
 from strategies.peers import GossipConfig, slices, topology
 
 Record = dict[str, Any]
-# What may differ between the peers of a run: where they are, how long they wait, what they leave, and who lies.
-OWN = (
+# The keys that may differ between the peers of a run: addresses, limits, outputs and attacks.
+LOCAL = (
     "engine", "threads", "tensorboard", "wandb", "checkpoint-every", "checkpoints", "world.workers", "gossip.roster",
     "gossip.certificates", "attack.",
 )  # fmt: skip
@@ -44,10 +44,10 @@ def peer(
     *,
     insecure: bool = False,
     tell: Callable[[Record], None] = lambda record: None,
-    say: Callable[[str], None] = lambda words: None,
+    say: Callable[[str], None] = lambda note: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """Learn among the others until the run is over or somebody asks to stop; returns the summary."""
+    """Learn among the others until the run is over or ``stop`` returns True. Returns the summary."""
     refuse(config, number)
     addresses = roster(config)
     listen = listen or addresses[number]
@@ -55,13 +55,13 @@ def peer(
     if not folder and not insecure and not all(map(loopback, [listen, *addresses.values()])):
         raise Mistake(
             "peers on more than one machine speak TLS: set gossip.certificates (fedrl certs makes them), or give "
-            "--insecure where the line between them is private"
+            "--insecure if the network between them is private"
         )
     tls = Tls.read(Path(folder), number) if folder else None
     with closing(Session(config, [number])) as session:
         wire = wired(config, session, addresses, tls, say, stop)
-        for words in [] if directory.begun else cut(config, session):
-            say(words)
+        for note in [] if directory.begun else cut(config, session):
+            say(note)
         with serving(wire, listen) as port:
             say(f"peer {number} of {config.agents} serves at {listen.rpartition(':')[0]}:{port}")
             return gossip(config, session, wire, directory, tell, stop)
@@ -75,7 +75,7 @@ def wired(
     say: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> Wire:
-    """The wire of the one peer whose session this is."""
+    """Return the wire of the one peer in a session."""
     (number,) = session.numbers
     return Wire(
         identity(config, session, number), topology(config), addresses, _patience(config),
@@ -86,18 +86,18 @@ def wired(
 
 @contextmanager
 def serving(wire: Wire, listen: str) -> Iterator[int]:
-    """Serves there, and looks for the others, until the end of the block; yields the port, which may have been 0."""
+    """Serve at an address, and look for the others, until the end of the block. Yields the port."""
     with ExitStack() as open_:
-        if wire.here.tls is not None:
-            open_.enter_context(counted(lambda: wire.here.refuse(pb.STATUS_NO_CERTIFICATE)))
+        if wire.local.tls is not None:
+            open_.enter_context(counted(lambda: wire.local.refuse(pb.STATUS_NO_CERTIFICATE)))
         open_.callback(wire.close)
         yield wire.open(listen)
 
 
 def refuse(config: RunConfig, number: int) -> None:
-    """What no peer can do."""
+    """Refuse a configuration or a number that no peer can run."""
     if not chosen(config).serverless:
-        raise Mistake(f"the strategy {config.strategy} has a server; peers learn by {', '.join(serverless())}")
+        raise Mistake(f"the strategy {config.strategy} needs a server; peers learn by {', '.join(serverless())}")
     if not 0 <= number < config.agents:
         raise Mistake(f"--id {number}: the run has the peers 0 to {config.agents - 1}")
     countable(config)
@@ -109,43 +109,44 @@ def serverless() -> list[str]:
 
 
 def countable(config: RunConfig) -> None:
-    """Nobody knows how far all peers are, so each ends after so many rounds."""
+    """Refuse a run that is not limited by rounds. No peer knows the steps of all, so each ends after ``rounds``."""
     if not config.rounds or config.steps:
         raise Mistake("peers end together after so many rounds: set 'rounds', and 'steps' to 0")
 
 
 def roster(config: RunConfig) -> dict[int, str]:
-    """Where every peer is reached."""
-    found: dict[int, str] = {}
+    """Return the address of every peer."""
+    addresses: dict[int, str] = {}
     for key, address in config.of(GossipConfig).roster.items():
         if not key.isdecimal() or not is_address(address):
             raise Mistake(f"'gossip.roster' has an entry 0 = \"HOST:PORT\" per peer, not {key} = {address!r}")
-        found[int(key)] = str(address)
-    missing = sorted(set(range(config.agents)) - set(found))
-    if missing or len(found) > config.agents:
-        words = f"says nothing of peer {missing[0]}" if missing else f"names peer {max(found)}"
-        raise Mistake(f"'gossip.roster' {words}: the run has the peers 0 to {config.agents - 1}")
-    return dict(sorted(found.items()))
+        addresses[int(key)] = str(address)
+    missing = sorted(set(range(config.agents)) - set(addresses))
+    if missing or len(addresses) > config.agents:
+        fault = f"has no entry for peer {missing[0]}" if missing else f"has an entry for peer {max(addresses)}"
+        raise Mistake(f"'gossip.roster' {fault}: the run has the peers 0 to {config.agents - 1}")
+    return dict(sorted(addresses.items()))
 
 
 def identity(config: RunConfig, session: Session, number: int) -> Identity:
-    """What makes a peer one of this run."""
-    same = {
+    """Return the identity of a peer, with the digest of the keys that all peers of a run share."""
+    shared = {
         key: value
         for key, value in flatten(config).items()
-        if not key.startswith(OWN) and not (key.startswith("gossip.") and key.endswith("-s"))
+        if not key.startswith(LOCAL) and not (key.startswith("gossip.") and key.endswith("-s"))
     }
-    conf = int.from_bytes(hashlib.sha256(json.dumps(same, sort_keys=True).encode()).digest()[:8], "big")
+    conf = int.from_bytes(hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()[:8], "big")
     width = max(where.stop for where in slices(config, session.fleet).values())
     return Identity(number, config.agents, conf, digest.installed(), layout(session), width)
 
 
 def _patience(config: RunConfig) -> Patience:
-    own = config.of(GossipConfig)
-    return Patience(own.deadline_s, own.dead_s, own.beat_s, own.call_s, own.start_s, own.end_s)
+    limits = config.of(GossipConfig)
+    return Patience(limits.deadline_s, limits.dead_s, limits.beat_s, limits.call_s, limits.start_s, limits.end_s)
 
 
 def loopback(address: str) -> bool:
+    """Return whether an address is reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""A run without a server, from its configuration to its directory: of all peers in one process, or of one of them."""
+"""A run without a server, from its configuration to its directory: all peers of a run in one process, or one peer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from strategies.method import chosen
 from strategies.peers import GossipConfig, Peers, topology
 
 Record = dict[str, Any]
-# What a ledger counts of every agent; no medium need know of all of it.
+# The counts that every record has. A medium need not count all of them.
 _COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
 
 
@@ -35,7 +35,7 @@ def network(config: RunConfig, session: Session) -> Network:
     plan = Plan(config.attack, config.agents)
     if any(kind == "delay" for kinds in plan.schedules() for kind in kinds.values()):
         raise Mistake(
-            "the attack 'delay' waits on a clock, and the peers of one process share one: take the engine gossip, or "
+            "the attack 'delay' needs a process for each peer, and here all peers share one: use the engine gossip, or "
             "the attack silence"
         )
 
@@ -53,9 +53,9 @@ def gossip(
     tell: Callable[[Record], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Record:
-    """Rounds of the peers here until the run is over or somebody asks to stop; returns the summary.
+    """Do the rounds of the local peers until the run is over or ``stop`` returns True. Returns the summary.
 
-    Goes on where the directory's last checkpoint is.
+    A directory with a checkpoint is resumed from it.
     """
     with directory.held(), closing(Learning(config, session, medium, directory)) as learning:
         learning.join()
@@ -69,7 +69,7 @@ def gossip(
 
 
 class Learning:
-    """The peers here, round after round, and what they leave; begins where the directory's last checkpoint is."""
+    """The rounds of the local peers and their files. It resumes from the directory's last checkpoint."""
 
     def __init__(self, config: RunConfig, session: Session, medium: Medium, directory: RunDirectory) -> None:
         self.config, self.session, self.medium, self.directory = config, session, medium, directory
@@ -78,8 +78,8 @@ class Learning:
         self.number = int(meta.get("round", 0))  # rounds done
         directory.rewind(self.number)
         if meta:
-            session.load_state(_within("agents.", saved))
-            self.peers.load_state(_within("peers.", saved))
+            session.load_state(_under("agents.", saved))
+            self.peers.load_state(_under("peers.", saved))
         about = {"algorithm": config.algorithm, "world": config.world.id}
         self._keeper = Keeper(directory, _Kept(session, self.peers), config.checkpoints, about)
         since = int(np.mean(session.worlds.steps)) if meta else 0
@@ -92,29 +92,29 @@ class Learning:
         return self.config.over(self.number, self.session.worlds.steps.tolist())
 
     def join(self) -> None:
-        """Wait for the others; catch up with those who are at work."""
+        """Wait for the others, and catch up with them if they are at work."""
         try:
             self.number, weights = self.medium.join(self.number)
         except Failure as failure:
             if not self.number:
                 raise
             raise Failure(
-                f"{failure}; if the others have done all their rounds and left, this peer's own end with "
-                f"{self.number}, and what it had learned by then is in {self.directory.weights}"
+                f"{failure}; if the others have done all their rounds and left, this peer ends after its round "
+                f"{self.number}, and its weights of that round are in {self.directory.weights}"
             ) from None
         if weights is not None:
             self.peers.join(weights)
 
-    def round(self, number: int, judge: bool | None = None, save: bool | None = None) -> Record:
-        """This round, or a later one that the others are in; judged and saved as told, or where the conf has it."""
+    def round(self, number: int, evaluate: bool | None = None, save: bool | None = None) -> Record:
+        """Do this round, or a later one if others are ahead. By default the conf decides when to evaluate and save."""
         config, steps = self.config, self.session.worlds.steps
         self.number = number = self.medium.next(number, self.peers.weights)
-        lived = steps.copy()
-        if judge is None:
-            last = config.over(number, (lived + self._gained).tolist())
-            judge = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
-        record = _round(config, self.session, self.peers, number, judge)
-        self._gained = steps - lived
+        before = steps.copy()
+        if evaluate is None:
+            last = config.over(number, (before + self._gained).tolist())
+            evaluate = config.evaluate_episodes > 0 and (number % config.federation.evaluate_every == 0 or last)
+        record = _round(config, self.session, self.peers, number, evaluate)
+        self._gained = steps - before
         record["wall_s"] = round(time.perf_counter() - self._begun, 6)
         self.directory.log(record)
         self._trackers.log(record)
@@ -122,12 +122,12 @@ class Learning:
         return record
 
     def finish(self) -> None:
-        """Take in what was on its way, and save."""
+        """Add the shares that are in flight, and save."""
         self.peers.finish()
         self._keeper.save(changed=True)
 
     def rewind(self, number: int) -> None:
-        """Somebody else counts the rounds, and goes on after an earlier one than was the last here."""
+        """Go back to an earlier round, as a server does that resumes from an earlier checkpoint."""
         if number < self.number:
             self.number = number
             self.directory.rewind(number)
@@ -136,18 +136,17 @@ class Learning:
         self._trackers.close()
 
 
-def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge: bool) -> Record:
-    """One round, and the record of it: lists have an entry per peer here."""
+def _round(config: RunConfig, session: Session, peers: Peers, number: int, evaluate: bool) -> Record:
+    """Do one round. Returns its record, whose lists have an entry per local peer."""
     begun, medium = time.perf_counter(), peers.medium
     report, notes = peers.round(number, number % config.settle_every == 0)
-    judging = time.perf_counter()
-    nobody: list[float | None] = [None] * len(session.numbers)
-    returns = nobody
-    found = {name: _known(values) for name, values in measured(report).items()}
-    if judge:
-        returns = _known(session.evaluate().mean(axis=1))
+    evaluating = time.perf_counter()
+    returns: list[float | None] = [None] * len(session.numbers)
+    metrics = {name: _or_none(values) for name, values in measured(report).items()}
+    if evaluate:
+        returns = _or_none(session.evaluate().mean(axis=1))
     elif not config.evaluate_episodes:
-        returns = found["training-return"]
+        returns = metrics["training-return"]
     now = time.perf_counter()
     record: Record = {
         "round": number,
@@ -155,29 +154,29 @@ def _round(config: RunConfig, session: Session, peers: Peers, number: int, judge
         "return": returns,
         "steps": session.worlds.steps.tolist(),
     }
-    record |= {"updates": report.updates.tolist()} | found | notes
+    record |= {"updates": report.updates.tolist()} | metrics | notes
     if len(session.numbers) == medium.network:
-        record["consensus"] = _known(distances(peers.weights))
-    nothing = dict.fromkeys(_COUNTED, [0] * len(session.numbers))
-    record |= nothing | medium.counts() | {"reasons": medium.reasons()}
+        record["consensus"] = _or_none(distances(peers.weights))
+    zeros = dict.fromkeys(_COUNTED, [0] * len(session.numbers))
+    record |= zeros | medium.counts() | {"reasons": medium.reasons()}
     seconds = {"acting_s": report.acting_s, "learning_s": report.learning_s}
-    seconds |= {"working_s": sum(seconds.values()), "judging_s": now - judging, "round_s": now - begun}
+    seconds |= {"working_s": sum(seconds.values()), "judging_s": now - evaluating, "round_s": now - begun}
     return record | {name: round(value, 6) for name, value in seconds.items()}
 
 
 def distances(weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How far every peer is from the mean of all."""
-    away = weights - weights.mean(axis=0, dtype=np.float64)
-    found: NDArray[np.float64] = np.sqrt((away**2).sum(axis=1))
-    return found
+    """Return the distance of every peer from the mean of all."""
+    differences = weights - weights.mean(axis=0, dtype=np.float64)
+    norms: NDArray[np.float64] = np.sqrt((differences**2).sum(axis=1))
+    return norms
 
 
-def _known(values: NDArray[np.float64]) -> list[float | None]:
+def _or_none(values: NDArray[np.float64]) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
 class _Kept:
-    """What peers leave: a row for each that lives here."""
+    """The files of the local peers, with a row for each."""
 
     def __init__(self, session: Session, peers: Peers) -> None:
         self.session, self.peers = session, peers
@@ -193,5 +192,5 @@ class _Kept:
         return agents | {f"peers.{name}": array for name, array in self.peers.state().items()}, {}
 
 
-def _within(where: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(where): array for name, array in arrays.items() if name.startswith(where)}
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

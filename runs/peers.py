@@ -1,4 +1,4 @@
-"""Peers leave a directory each; together they are one run, with a row per peer."""
+"""The directories of peers, joined to one run with a row per peer."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from runs import checkpoints
 from runs.directory import RunDirectory
 
 Record = dict[str, Any]
-# Where the directories of peers are, each under its number: those that one command started in the run's own, those of
-# a node in its state.
+# The folder with the directories of peers, each under its number. It lies in the run's directory if one command started
+# all peers, and in the node's state if a node did.
 PEERS = "peers"
-# What counts on from round to round: who was away has what it had.
-GOES_ON = ("steps", "trajectories")
+# Totals over all rounds. A peer that was away keeps its last value.
+TOTALS = ("steps", "trajectories")
 
 
 def joined(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Record]:
-    """The records of peers as those of one run: lists get an entry per peer, None or 0 where one was away."""
-    known: dict[int, dict[int, Mapping[str, Any]]] = {}
+    """Join the records of peers to those of one run. Lists get an entry per peer: None or 0 if it was away."""
+    by_round: dict[int, dict[int, Mapping[str, Any]]] = {}
     for records in runs:
         for record in records:
             (peer,) = record["peers"]
-            known.setdefault(record["round"], {})[peer] = record
-    peers = 1 + max((peer for there in known.values() for peer in there), default=-1)
-    found: list[Record] = []
-    for number in sorted(known):
-        found.append(_one(number, known[number], peers, found[-1] if found else {}))
-    return found
+            by_round.setdefault(record["round"], {})[peer] = record
+    peers = 1 + max((peer for there in by_round.values() for peer in there), default=-1)
+    rounds: list[Record] = []
+    for number in sorted(by_round):
+        rounds.append(_join_round(number, by_round[number], peers, rounds[-1] if rounds else {}))
+    return rounds
 
 
-def _one(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before: Mapping[str, Any]) -> Record:
+def _join_round(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before: Mapping[str, Any]) -> Record:
     record: Record = {"round": number}
     names = dict.fromkeys(name for one in there.values() for name in one)
     for name in names:
@@ -46,7 +46,7 @@ def _one(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before
             continue
         if isinstance(some, list):
             away = [0 if isinstance(some[0], int) else None] * peers
-            row = list(before.get(name, away)) if name in GOES_ON else away
+            row = list(before.get(name, away)) if name in TOTALS else away
             for peer, value in values.items():
                 row[peer] = value[0]
             record[name] = row
@@ -64,37 +64,40 @@ def _one(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before
 
 
 class Together:
-    """The run of peers that are at work: their rounds are written into its directory as they are done."""
+    """A run of peers at work. It writes their rounds to the run's directory as they are completed."""
 
     def __init__(self, directory: RunDirectory, peers: int) -> None:
         self.directory = directory
         self.parts = [RunDirectory(directory.path / PEERS / str(peer)) for peer in range(peers)]
-        self.told = max((record["round"] for record in directory.read_metrics()), default=0)
+        self._reported = max((record["round"] for record in directory.read_metrics()), default=0)
         self._read, self._records = [0] * peers, [list[Record]() for _ in range(peers)]
-        # Rounds that the others may be ahead before a round is told without those that have not come to it: in a ring
-        # one whom nobody keeps waiting is ahead of the last by as many rounds as there are links between them.
+        # Rounds that the others may be ahead before a round is reported without a slow peer. In a ring, a peer may be
+        # ahead of a slow one by as many rounds as there are edges between them.
         self.patience = max(8, peers)
 
     def news(self, working: Sequence[bool]) -> list[Record]:
-        """The rounds that have been done since by all peers at work, or by the others long ago."""
+        """Return the rounds that all active peers have completed since the last call.
+
+        A round is reported without a slow peer once the others are ``patience`` rounds ahead.
+        """
         for peer in range(len(self.parts)):
             self._catch_up(peer)
         rounds = [max((record["round"] for record in one), default=0) for one in self._records]
         furthest = max(rounds)
         last = min((number for number, at_work in zip(rounds, working, strict=True) if at_work), default=furthest)
         last = max(last, furthest - self.patience)
-        if last <= self.told:
+        if last <= self._reported:
             return []
-        new = [record for record in joined(self._records) if self.told < record["round"] <= last]
+        new = [record for record in joined(self._records) if self._reported < record["round"] <= last]
         for record in new:
             self.directory.log(record)
-        self.told = last
-        # What was told is not needed again, but for the steps of those who are away.
+        self._reported = last
+        # Keep a few reported records: the totals of peers that are away come from them.
         self._records = [one[-self.patience - 1 :] for one in self._records]
         return new
 
     def _catch_up(self, peer: int) -> None:
-        """Read what a peer has written since; from the beginning where it was begun anew."""
+        """Read the new records of a peer. Read all of them if its file was started again."""
         metrics = self.parts[peer].metrics
         if not metrics.exists():
             return
@@ -109,7 +112,7 @@ class Together:
 
 
 def save_weights(directory: RunDirectory, parts: Sequence[RunDirectory]) -> list[int]:
-    """Leave the weights that peers have left, a row each; returns who left none."""
+    """Write the weights of all peers to one file, a row each. If peers have none, write nothing and return them."""
     rows: list[dict[str, Array]] = []
     about: dict[str, Any] = {}
     without = []

@@ -37,7 +37,7 @@ class DecByzPG(Peers):
     def check(cls, run: Run) -> None:
         super().check(run)
         if (graph := run.of(GossipConfig).topology) != "complete":
-            raise Mistake(f"in dec-byz-pg all peers are connected: 'gossip.topology' is complete then, not {graph}")
+            raise Mistake(f"in dec-byz-pg every peer broadcasts to all: set 'gossip.topology' to complete, not {graph}")
         rules = run.federation
         make_rule(cls.rules(run), run.agents, options=cls.rule_options(run))
         make_rule(replace(rules, rule="minimum-diameter"), run.agents)
@@ -56,7 +56,7 @@ class DecByzPG(Peers):
         rules = self.rules(config)
         self.rule, self.attackers = make_rule(rules, config.agents, options=self.rule_options(config)), rules.byzantine
         policy = session.fleet.parts["policy"]
-        # Where the last direction was measured, and which it was; it is known to those who took part.
+        # The weights at which the last direction was measured, and that direction. Peers that took part know it.
         self.then, self.direction = policy.copy(), np.zeros_like(policy)
         self.known = np.zeros(len(policy), np.bool_)
         self.sampled = np.zeros(len(policy), np.int64)
@@ -66,17 +66,17 @@ class DecByzPG(Peers):
         policy = fleet.parts["policy"]
         coin = generator(self.config.seed, number, "coin").random() < config.coin
         large = coin or number == 1
-        began, notes = policy.copy(), Notes(large=int(large))
+        start, notes = policy.copy(), Notes(large=int(large))
         measured, report = self._measure(config.large if large else config.small, large, settle, number)
         with timing(notes):
             forged = self.forged(number, measured, None, ".gradient")
-            received = self.medium.tell(number, "gradient", 0, measured, forged)
+            received = self.medium.broadcast(number, "gradient", 0, measured, forged)
         for row, verdict in enumerate(self._aggregated(received, lambda rows: self.rule(rows, np.ones(len(rows))))):
             self.direction[row] = measured[row] if verdict is None else verdict.row
-        self.then[...], self.known[...] = began, True
+        self.then[...], self.known[...] = start, True
         fleet.apply("policy", -self.direction)
         with timing(notes):
-            notes |= self._agree(number, began)
+            notes |= self._agree(number, start)
         return report, notes | {"trajectories": self.sampled.tolist()}
 
     def join(self, weights: F32) -> None:
@@ -90,14 +90,14 @@ class DecByzPG(Peers):
             assert isinstance(fleet, PolicyGradientFleet)
             report = Report(np.zeros(len(rows), np.int64), np.ones(len(rows), np.int64))
             with report.acting():
-                found = fleet.sample(fleet.policy, batch, report)
+                episodes = fleet.sample(fleet.policy, batch, report)
             with report.learning():
                 if large:
-                    v = fleet.ascent(fleet.policy, found)
+                    v = fleet.ascent(fleet.policy, episodes)
                 else:
-                    change, weight = fleet.correction(self.then[rows], found)
-                    alone = fleet.ascent(fleet.policy, found)
-                    v = np.where(self.known[rows, None], change + self.direction[rows], alone)
+                    change, weight = fleet.correction(self.then[rows], episodes)
+                    own = fleet.ascent(fleet.policy, episodes)
+                    v = np.where(self.known[rows, None], change + self.direction[rows], own)
                     report.metrics["page-weight"] = weight
             self.sampled[rows] += batch
             fleet.progress += 1
@@ -112,12 +112,12 @@ class DecByzPG(Peers):
         turns = 0
         for turn in range(config.turns):
             forged = self.forged(number, W, start, f".{turn}")
-            received = self.medium.tell(number, "weights", turn, W.copy(), forged, done.copy())
+            received = self.medium.broadcast(number, "weights", turn, W.copy(), forged, done.copy())
             if done.all():
                 break
             turns = turn + 1
-            found = self._aggregated(received, lambda rows: minimum_diameter(rows, self.attackers))
-            for row, verdict in enumerate(found):
+            verdicts = self._aggregated(received, lambda rows: minimum_diameter(rows, self.attackers))
+            for row, verdict in enumerate(verdicts):
                 if verdict is not None and not done[row]:
                     W[row], diameters[row] = verdict.row, verdict.notes["diameter"]
             done |= diameters < config.agreed
@@ -125,11 +125,11 @@ class DecByzPG(Peers):
 
     def _aggregated(self, received: list[Received], rule: Callable[[F32], Verdict]) -> Iterator[Verdict | None]:
         """Aggregate what each peer received; peers that received the same share one result."""
-        known: dict[int, Verdict | None] = {}
+        results: dict[int, Verdict | None] = {}
         for _, rows in received:
-            if id(rows) not in known:
+            if id(rows) not in results:
                 try:
-                    known[id(rows)] = rule(rows)
+                    results[id(rows)] = rule(rows)
                 except TooFewError:
-                    known[id(rows)] = None
-            yield known[id(rows)]
+                    results[id(rows)] = None
+            yield results[id(rows)]

@@ -24,7 +24,7 @@ class FedPGDec(Gossip):
     """FedPG without a server: every peer runs SCSG's inner loop by itself, and gossips its progress.
 
     B_t and N_t are functions of the run's seed and the round, so all peers draw the same ones and none waits long for
-    another. The guard stops each by itself.
+    another. The guard may stop the inner loop of each peer at another step.
     """
 
     ROWS = (*Gossip.ROWS, "sampled", "picked")
@@ -61,15 +61,15 @@ class FedPGDec(Gossip):
             assert isinstance(fleet, PolicyGradientFleet)
             report = Report(np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64))
             with report.acting():
-                found = fleet.sample(fleet.policy, batch, report)
+                episodes = fleet.sample(fleet.policy, batch, report)
             self.sampled[rows] += batch
 
-            def look(going: NDArray[np.int64], found: Any) -> None:
-                report.steps[going] += found.used
-                self.sampled[rows[going]] += config.own_batch
+            def count(active: NDArray[np.int64], sampled: Any) -> None:
+                report.steps[active] += sampled.used
+                self.sampled[rows[active]] += config.own_batch
 
             with report.learning():
-                report.updates += scsg.ascend(fleet, fleet.ascent(fleet.policy, found), length, config, look)
+                report.updates += scsg.ascend(fleet, fleet.ascent(fleet.policy, episodes), length, config, count)
             fleet.progress += 1
             return no_gradient(fleet), report
 

@@ -1,6 +1,6 @@
-"""What every strategy without a server is: what the peers of a process do in a round, over a medium.
+"""The base of every strategy without a server: the rounds of the peers of a process, over a medium.
 
-It is written once, for one peer of a process or for all peers of a run.
+A strategy is written once. It runs with one peer per process, or with all peers of a run in one.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ Act = Callable[[Any, NDArray[np.int64]], tuple[F32, Report]]
 
 @dataclass(frozen=True)
 class GossipConfig:
-    """Gossip: who sends to whom; the rounds of DecByzPG; and peers that are processes."""
+    """Gossip: the topology, the rounds of DecByzPG, and peers that are processes."""
 
     topology: str = option(
         "complete",
         f"Which peer sends to which: {', '.join(names())}; JSON, or a file that holds it (docs/gossip.md).",
         json_too=True,
     )
-    degree: int = option(4, "Neighbours of every peer: of regular ones, and of random ones in each round.", low=1)
-    same_start: bool = option(True, "All peers begin with the weights of the first; false: with their own.")
-    coin: float = option(0.2, "dec-byz-pg: how often a round is large; all peers throw the same coin.", above=0, high=1)
+    degree: int = option(4, "Neighbours of every peer in the topologies regular and random.", low=1)
+    same_start: bool = option(True, "All peers begin with the weights of the first; false: each with its own.")
+    coin: float = option(
+        0.2, "dec-byz-pg: the probability of a large round; all peers draw the same coin.", above=0, high=1
+    )
     large: int = option(50, "dec-byz-pg: trajectories of each peer in a large round.", low=1)
-    small: int = option(4, "dec-byz-pg: trajectories in a small round, which corrects the last direction.", low=1)
-    agreed: float = option(1e-5, "dec-byz-pg: weights that are so near to each other are agreed on.", above=0)
-    turns: int = option(20, "dec-byz-pg: times that peers tell their weights to agree on them, at most.", low=1)
-    roster: dict[str, Any] = option(
-        {}, 'Peers that are processes: where each of them is reached, as 0 = "HOST:PORT", 1 = ...'
+    small: int = option(
+        4, "dec-byz-pg: trajectories of each peer in a small round, which corrects the last direction.", low=1
     )
+    agreed: float = option(1e-5, "dec-byz-pg: peers agree when the diameter of their weights is below this.", above=0)
+    turns: int = option(20, "dec-byz-pg: the most broadcasts of weights in one agreement.", low=1)
+    roster: dict[str, Any] = option({}, 'Peers that are processes: the address of each, as 0 = "HOST:PORT", 1 = ...')
     certificates: str = option(
-        "", "The folder with ca.pem, peer-K.pem and peer-K.key (fedrl certs); none: plain text, on loopback only."
+        "", "The folder with ca.pem, peer-K.pem and peer-K.key (fedrl certs); empty: plain text, on loopback only."
     )
-    deadline_s: float = option(10.0, "Seconds that a peer waits for what others send in a turn.", above=0)
+    deadline_s: float = option(10.0, "Seconds that a peer waits for the shares or broadcasts of a turn.", above=0)
     dead_s: float = option(5.0, "Seconds without a sign of life after which a peer counts as dead.", above=0)
-    beat_s: float = option(1.0, "Seconds between greetings, by which peers see that the others live.", above=0)
+    beat_s: float = option(1.0, "Seconds between heartbeats.", above=0)
     call_s: float = option(5.0, "Seconds that one call to another peer may take.", above=0)
-    start_s: float = option(60.0, "Seconds that a peer waits at its start for the others to be there.", above=0)
-    end_s: float = option(60.0, "Seconds that a peer waits at its end for the others to have finished.", above=0)
+    start_s: float = option(60.0, "Seconds that a peer waits at its start for the others to start.", above=0)
+    end_s: float = option(60.0, "Seconds that a peer waits at its end for the others to finish.", above=0)
     largest: float = option(1e6, "A vector with a larger number than this is refused as huge.", above=0)
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class GossipConfig:
 
 
 class Conduct(Protocol):
-    """How agents send, honest or not (``client.conduct``)."""
+    """The vectors that agents send, honest or forged (``client.conduct``)."""
 
     def to_peers(
         self, number: int, honest: F32, start: F32 | None, where: Mapping[str, slice], tag: str
@@ -85,7 +87,7 @@ class Session(Protocol):
 
 
 class Peers(Method, Rows):
-    """The peers of this process: their agents, what they exchange, and what of it a resume needs (``ROWS``)."""
+    """The peers of this process: their agents, their exchange, and the arrays that a checkpoint needs (``ROWS``)."""
 
     tables: ClassVar[Mapping[str, type[Any]]] = {"federation": FederationConfig, "gossip": GossipConfig}
     serverless = True
@@ -94,7 +96,7 @@ class Peers(Method, Rows):
     def check(cls, run: Run) -> None:
         super().check(run)
         if run.federation.fraction < 1:
-            raise Mistake("'gossip.topology' says which peers exchange: leave 'federation.fraction' at 1")
+            raise Mistake("'gossip.topology' decides which peers exchange: leave 'federation.fraction' at 1")
         if run.unseen:
             raise Mistake(f"'unseen' is for runs with a server, and {run.strategy} has none: evaluate with fedrl eval")
         topology(run)
@@ -115,10 +117,10 @@ class Peers(Method, Rows):
 
     @abstractmethod
     def round(self, number: int, settle: bool) -> tuple[Report, Notes]:
-        """Learn and exchange. Returns a report of the work, and metrics for the ledger."""
+        """Learn and exchange. Returns a report of the work, and metrics for the record."""
 
     def extra_weights(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """Return other weights that a run leaves, each as a file of its name."""
+        """Return other weights that the run saves, each in a file of its name."""
         return {}
 
     def join(self, weights: F32) -> None:
@@ -126,9 +128,9 @@ class Peers(Method, Rows):
         self.load(weights)
 
     def finish(self) -> None:
-        """Add what was still in flight after the last round."""
-        nothing_left = np.zeros(len(self.session.numbers))
-        self.medium.finish(self.weights[:, :0], nothing_left)
+        """Add the shares that are in flight after the last round. This strategy has none, so the vectors are empty."""
+        weights = np.zeros(len(self.session.numbers))
+        self.medium.finish(self.weights[:, :0], weights)
 
     @property
     def weights(self) -> F32:
@@ -141,17 +143,17 @@ class Peers(Method, Rows):
 
     def forged(self, number: int, honest: F32, start: F32 | None, tag: str) -> Forged | None:
         """Return what attackers among these peers send in place of ``honest`` rows; None where nobody attacks."""
-        found: Forged | None = self.session.conduct.to_peers(number, honest, start, self.parts, tag)
-        return found
+        rows: Forged | None = self.session.conduct.to_peers(number, honest, start, self.parts, tag)
+        return rows
 
 
 def slices(run: Run, fleet: Fleet) -> dict[str, slice]:
-    """Return the parts that are exchanged, and where they lie in a row."""
-    found, begin = dict[str, slice](), 0
+    """Return the exchanged parts and their slices of a row."""
+    where, begin = dict[str, slice](), 0
     for name in exchanged(run, list(fleet.parts)):
         width = fleet.parts[name].shape[1]
-        found[name], begin = slice(begin, begin + width), begin + width
-    return found
+        where[name], begin = slice(begin, begin + width), begin + width
+    return where
 
 
 def topology(run: Run) -> Topology:

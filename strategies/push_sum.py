@@ -18,7 +18,7 @@ class Gossip(Peers):
     """Push-sum of what agents learn: each adds its progress to the biased x, and acts by z = x / y.
 
     The biased x is carried on. Restarting each round from z would lose the mass of each peer, and the sum of all x
-    would no longer be what all have learned."""
+    would no longer be the progress of all peers."""
 
     ROWS: ClassVar[tuple[str, ...]] = ("x", "y", "refused")
 
@@ -34,7 +34,8 @@ class Gossip(Peers):
     def __init__(self, config: Run, session: Session, medium: Medium) -> None:
         super().__init__(config, session, medium)
         self.x, self.y = self.weights, np.ones(len(session.numbers))
-        self.refused = np.zeros((len(self.x), config.agents), np.bool_)  # whose share, in the last round
+        # The senders whose share each row refused in the last round.
+        self.refused = np.zeros((len(self.x), config.agents), np.bool_)
 
     def round(self, number: int, settle: bool) -> tuple[Report, Notes]:
         start, began = self.x.copy(), self.weights

@@ -40,7 +40,7 @@ class Round:
 
     @property
     def generator(self) -> np.random.Generator:
-        """The same for all peers of a run in this round."""
+        """A generator that is the same for all peers of a run in this round."""
         return generator(self.seed, self.number, "graph")
 
 
@@ -64,7 +64,7 @@ def topology(
     """Register a topology: a function ``(n, round)`` that returns the receivers and the senders of all edges.
 
     ``period``: rounds after which it repeats, a number or a function of n; 0: never. ``degreed``: it reads
-    ``round.degree``. ``connected``: every peer hears from every other in time, so that nobody need check it.
+    ``round.degree``. ``connected``: every peer reaches every other over the rounds, so that no check is needed.
     """
 
     def decorate(function: T) -> T:
@@ -78,8 +78,9 @@ def topology(
 
 
 def graph(name: str) -> Graph:
-    found: Graph = registry.get("topology", name, KEY).value
-    return found
+    """Return a registered graph."""
+    result: Graph = registry.get("topology", name, KEY).value
+    return result
 
 
 def names() -> tuple[str, ...]:
@@ -91,8 +92,8 @@ def fixed() -> tuple[str, ...]:
     return tuple(name for name in names() if graph(name).period(4) == 1 and not graph(name).degreed and name != "star")
 
 
-class Links(NamedTuple):
-    """P as a list of its entries, by receiver and then by sender; what peers keep for themselves is among them."""
+class Edges(NamedTuple):
+    """The entries of P, sorted by receiver and then by sender. The shares that peers keep are among them."""
 
     receivers: I64
     senders: I64
@@ -104,30 +105,30 @@ class Links(NamedTuple):
         return P
 
     def sent_by(self, peer: int) -> dict[int, float]:
-        """What a peer sends to whom; its own share is among it."""
+        """Return the share of every receiver of a peer, the share that it keeps among them."""
         mine = self.senders == peer
         return dict(zip(self.receivers[mine].tolist(), self.shares[mine].tolist(), strict=True))
 
-    def heard_by(self, peer: int) -> list[int]:
-        """From whom a peer gets something, ascending, itself among them."""
-        found: list[int] = self.senders[self.receivers == peer].tolist()
-        return found
+    def senders_to(self, peer: int) -> list[int]:
+        """Return the peers that send to this one, itself among them, in ascending order."""
+        senders: list[int] = self.senders[self.receivers == peer].tolist()
+        return senders
 
-    def without(self, gone: Bools) -> Links:
-        """Without some of them, none of them to oneself: who would have sent there keeps that."""
+    def without(self, gone: Bools) -> Edges:
+        """Remove the given edges, none of them to the sender itself. A sender keeps the share of a removed edge."""
         shares, away = self.shares.copy(), self.receivers != self.senders
         for peer in np.unique(self.senders[gone]).tolist():
             mine = self.senders == peer
             shares[mine & ~away] = 1 - sum(shares[mine & away & ~gone].tolist())
-        return Links(self.receivers[~gone], self.senders[~gone], shares[~gone])
+        return Edges(self.receivers[~gone], self.senders[~gone], shares[~gone])
 
 
 class Topology:
-    """The links of every round. ``text`` is a name of ``NAMES`` or JSON (``spelled`` has what it may hold)."""
+    """The edges of every round. ``text`` is a name of ``names()`` or JSON, whose form ``spelled`` describes."""
 
     def __init__(self, text: str, peers: int, degree: int = 4, seed: int = 0) -> None:
         self.text, self.peers, self.degree, self.seed = text, peers, degree, seed
-        self._links = lru_cache(maxsize=64)(self._made)
+        self._cached = lru_cache(maxsize=64)(self._build)
         self._given: list[F64] = []
         if text not in names():
             self._given = _given(text, peers)
@@ -141,30 +142,32 @@ class Topology:
                 f"take {degree - 1 or 2} or {degree + 1}"
             )
         if text == "regular" and degree == 1 and peers > 2:
-            raise Mistake("'gossip.degree' = 1: with one neighbour each, peers are pairs that never hear of the rest")
+            raise Mistake(
+                "'gossip.degree' = 1: with one neighbour each, pairs of peers have no path to the rest; take 2 or more"
+            )
         if not self._graph.connected:
             _refuse_unconnected([self.matrix(number) > 0 for number in range(1, (self.period() or 16) + 1)])
 
-    def links(self, number: int, alive: Sequence[int] | None = None) -> Links:
-        """Who sends how much to whom in round ``number``, among the peers that are alive (all of them for None)."""
+    def edges(self, number: int, alive: Sequence[int] | None = None) -> Edges:
+        """Return the edges of round ``number`` among the peers that are alive. None stands for all peers."""
         there = tuple(range(self.peers)) if alive is None else tuple(sorted(alive))
-        return self._links(self._phase(number, len(there)), there)
+        return self._cached(self._phase(number, len(there)), there)
 
     def matrix(self, number: int, alive: Sequence[int] | None = None) -> F64:
-        """P (K, K); the columns of peers that are gone are empty."""
-        return self.links(number, alive).matrix(self.peers)
+        """Return P (K, K). The columns of peers that are gone are empty."""
+        return self.edges(number, alive).matrix(self.peers)
 
     def period(self, alive: int | None = None) -> int:
-        """Rounds after which it begins again; 0: never."""
+        """Return the rounds after which the edges repeat; 0: never."""
         if self._given:
             return len(self._given)
         return self._graph.period(self.peers if alive is None else alive)
 
     def rate(self, rounds: int = 16) -> float:
-        """By how much the distance from consensus shrinks per round, in the long run.
+        """Return the factor by which the distance from consensus shrinks per round, in the long run.
 
-        It is the second eigenvalue of the product of a period's matrices, of its modulus the root per round; where the
-        topology never repeats, of so many rounds.
+        This is the modulus of the second eigenvalue of the product of a period's matrices, as a geometric mean per
+        round. A topology that never repeats is measured over ``rounds`` rounds.
         """
         period = self.period() or rounds
         product = np.eye(self.peers)
@@ -174,32 +177,32 @@ class Topology:
         return float(second ** (1.0 / period))
 
     def _phase(self, number: int, alive: int) -> int:
-        """Rounds that are alike have the same number here, so that their links are made once."""
+        """Return the phase of a round. Rounds of one phase have the same edges, which are built once."""
         period = self.period(alive)
         return number % period if period else number
 
-    def _made(self, phase: int, alive: tuple[int, ...]) -> Links:
+    def _build(self, phase: int, alive: tuple[int, ...]) -> Edges:
         members = np.array(alive, np.int64)
         if self._given:
             P = self._given[phase - 1][np.ix_(members, members)]
             receivers, senders = np.nonzero(P)
-            return Links(members[receivers], members[senders], (P / P.sum(axis=0))[receivers, senders])
-        receivers, senders = self._edges(len(members), phase)
+            return Edges(members[receivers], members[senders], (P / P.sum(axis=0))[receivers, senders])
+        receivers, senders = self._positions(len(members), phase)
         own = np.arange(len(members))
         to, of = np.concatenate([receivers, own]), np.concatenate([senders, own])
         at = np.unique(to * len(members) + of)
         to, of = at // max(len(members), 1), at % max(len(members), 1)
-        return Links(members[to], members[of], (1.0 / np.bincount(of, minlength=len(members)))[of])
+        return Edges(members[to], members[of], (1.0 / np.bincount(of, minlength=len(members)))[of])
 
-    def _edges(self, n: int, phase: int) -> tuple[I64, I64]:
+    def _positions(self, n: int, phase: int) -> tuple[I64, I64]:
         if n < 2:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        # Of those who are left there may be fewer than the degree asks for.
+        # Fewer peers may be left than the degree asks for.
         receivers, senders = self._graph.edges(n, Round(phase, min(self.degree, n - 1), self.seed))
-        found = np.asarray(receivers, np.int64), np.asarray(senders, np.int64)
-        if any(ends.ndim != 1 or (ends.size and not 0 <= ends.min() <= ends.max() < n) for ends in found):
-            raise Mistake(f"the topology '{self.text}' returned an edge to a peer that is none of 0 to {n - 1}")
-        return found
+        edges = np.asarray(receivers, np.int64), np.asarray(senders, np.int64)
+        if any(ends.ndim != 1 or (ends.size and not 0 <= ends.min() <= ends.max() < n) for ends in edges):
+            raise Mistake(f"the topology '{self.text}' returned an edge to a peer outside 0 to {n - 1}")
+        return edges
 
 
 # Named topologies ----------------------------------------------------------------------------------------------------
@@ -207,52 +210,52 @@ class Topology:
 
 @topology("ring", connected=True)
 def ring(n: int, round: Round | None = None) -> tuple[I64, I64]:
-    """Both beside one's own number, the first and the last beside each other."""
+    """Every peer exchanges with the next and the one before; the first and the last are neighbours."""
     return _beside(n, [-1, 1])
 
 
 @topology("directed-ring", connected=True)
 def directed_ring(n: int, round: Round | None = None) -> tuple[I64, I64]:
-    """Everybody sends to the next one."""
+    """Every peer sends to the next one."""
     return _beside(n, [1])
 
 
 @topology("line", connected=True)
 def line(n: int, round: Round | None = None) -> tuple[I64, I64]:
-    """A ring that was cut between the last and the first."""
+    """A ring without the edge between the last and the first."""
     low = np.arange(n - 1)
     return np.concatenate([low, low + 1]), np.concatenate([low + 1, low])
 
 
 @topology("star", connected=True)
 def star(n: int, round: Round | None = None) -> tuple[I64, I64]:
-    """All exchange with the first."""
+    """All peers exchange with the first."""
     others, first = np.arange(1, n), np.zeros(n - 1, np.int64)
     return np.concatenate([others, first]), np.concatenate([first, others])
 
 
 @topology("complete", connected=True)
 def complete(n: int, round: Round | None = None) -> tuple[I64, I64]:
-    """All exchange with all."""
+    """Every peer exchanges with every other."""
     return _beside(n, list(range(1, n)))
 
 
 def hops(n: int) -> int:
-    """Rounds of the exponential topology in which everybody hears of everybody."""
+    """Return the rounds in which the exponential topology connects all peers."""
     return max((n - 1).bit_length(), 1)
 
 
 @topology("exponential", period=hops, connected=True)
 def exponential(n: int, round: Round) -> tuple[I64, I64]:
-    """One neighbour per round, 1, 2, 4, ... places on, and then again (Ying 2021)."""
+    """One neighbour per round: peer k sends to k + 1, k + 2, k + 4, ..., and then again (Ying 2021)."""
     return _beside(n, [1 << (round.number % hops(n))])
 
 
 @topology("regular", degreed=True, connected=True)
 def regular(n: int, round: Round) -> tuple[I64, I64]:
-    """``degree`` neighbours each: the nearest on both sides, and of an odd number the one opposite.
+    """``degree`` neighbours each: the nearest on both sides, and with an odd degree the opposite peer.
 
-    An odd number of peers has no opposite; there the one half round goes one way.
+    An odd number of peers has no opposite peer. There each sends to the peer half a ring ahead, in one direction.
     """
     degree = round.degree
     near = [step for away in range(1, degree // 2 + 1) for step in (away, -away)]
@@ -261,7 +264,7 @@ def regular(n: int, round: Round) -> tuple[I64, I64]:
 
 @topology("random", period=0, degreed=True, connected=True)
 def random(n: int, round: Round) -> tuple[I64, I64]:
-    """Everybody sends to ``degree`` others, drawn anew: of n - 1 random numbers each, those with the smallest."""
+    """Every peer sends to ``degree`` others, drawn anew: those with the smallest of its n - 1 random numbers."""
     degree = round.degree
     drawn = np.argpartition(round.generator.random((n, n - 1)), degree - 1, axis=1)[:, :degree]
     senders = np.repeat(np.arange(n), degree)
@@ -269,7 +272,7 @@ def random(n: int, round: Round) -> tuple[I64, I64]:
 
 
 def _beside(n: int, steps: Sequence[int]) -> tuple[I64, I64]:
-    """Everybody sends so many places on; steps that lead home are none."""
+    """Each peer k sends to k + step (mod n). A step of 0 (mod n) is skipped."""
     senders = np.repeat(np.arange(n), len(steps))
     receivers = (senders + np.tile(np.array(steps, np.int64), n)) % n
     away = receivers != senders
@@ -289,25 +292,25 @@ def pairs(n: int, round: Round | None = None) -> tuple[I64, I64]:
 def spelled(text: str) -> str:
     """A topology's name or its JSON.
 
-    JSON is a matrix (K rows), {"edges": [[i, k, weight], ...]}, read as "i hears from k", or {"rounds": [one of these,
-    ...]}, round after round and then again. Weights are relative: all that a peer gives, its own share among it, is
-    divided by their sum. An own share that is not given has the weight 1.
+    JSON is a matrix (K rows), {"edges": [[i, k, weight], ...]}, read as "k sends to i", or {"rounds": [one of these,
+    ...]}, round after round and then again. Weights are relative: all shares of a sender, with the share that it
+    keeps, are divided by their sum. A kept share that is not given has the weight 1.
     """
     return parse.spelled(text, KEY, names())
 
 
 def inlined(text: str) -> str:
-    """The same of what a person wrote: a file's name becomes what the file holds."""
+    """Return the JSON of a topology as a person wrote it: the name of a file becomes its content."""
     return parse.inlined(text, KEY, names())
 
 
 def _given(text: str, peers: int) -> list[F64]:
-    """The column-stochastic matrices of JSON, one after the other."""
+    """Return the column-stochastic matrices that JSON describes, one per round."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"'gossip.topology' is no JSON: {error}") from None
-    rounds = found["rounds"] if isinstance(found, dict) and set(found) == {"rounds"} else [found]
+        raise Mistake(f"'gossip.topology' is neither a registered name nor valid JSON: {error}") from None
+    rounds = value["rounds"] if isinstance(value, dict) and set(value) == {"rounds"} else [value]
     if not isinstance(rounds, list) or not rounds:
         raise Mistake("'gossip.topology': \"rounds\" is a list of matrices or edges, with one at least")
     matrices = []
@@ -321,16 +324,16 @@ def _given(text: str, peers: int) -> list[F64]:
 
 
 def _refuse_unconnected(edges: Sequence[Bools]) -> None:
-    for deaf, unheard in _strangers(np.logical_or.reduce(edges)):
-        raise Mistake(f"'{KEY}': nothing of peer {unheard} ever reaches peer {deaf}")
+    for receiver, sender in _unreachable(np.logical_or.reduce(edges)):
+        raise Mistake(f"'{KEY}': nothing of peer {sender} ever reaches peer {receiver}")
 
 
-def _strangers(heard: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Pairs of which the first never hears of the second, however long it takes."""
-    for reach, swap in ((heard, False), (heard.T, True)):
-        known = np.zeros(len(heard), np.bool_)
-        known[0] = True
-        while (grown := known | reach[:, known].any(axis=1)).sum() > known.sum():
-            known = grown
-        for stranger in np.flatnonzero(~known).tolist():
-            yield (0, stranger) if swap else (stranger, 0)
+def _unreachable(edges: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of a receiver and a sender between which there is no path."""
+    for reach, swap in ((edges, False), (edges.T, True)):
+        reached = np.zeros(len(edges), np.bool_)
+        reached[0] = True
+        while (grown := reached | reach[:, reached].any(axis=1)).sum() > reached.sum():
+            reached = grown
+        for peer in np.flatnonzero(~reached).tolist():
+            yield (0, peer) if swap else (peer, 0)

@@ -148,7 +148,7 @@ def test_a_peer_that_is_killed_comes_again_and_all_save_when_they_are_told_to_st
     assert wait(lambda: joined([rounds(k) for k in range(3)])[-6]["missed"] == [0, 0, 0], LONG_S), "all hear all again"
 
 
-def test_who_comes_back_when_the_others_are_done_says_what_it_has(tmp_path: Path) -> None:
+def test_a_peer_that_returns_when_the_others_are_done_reports_where_its_weights_are(tmp_path: Path) -> None:
     roster = {str(k): f"127.0.0.1:{free_port()}" for k in range(2)}
     runs = [RunDirectory.create(tmp_path / str(k), {}) for k in range(2)]
 
@@ -160,7 +160,7 @@ def test_who_comes_back_when_the_others_are_done_says_what_it_has(tmp_path: Path
     with ThreadPoolExecutor(2) as pool:
         left, done = pool.map(goes, (0, 1), (3, 99), (LONG_S, LONG_S))
     assert left["interrupted"] and not done["interrupted"]
-    own = r"if the others have done all their rounds and left, this peer's own end with 3, .*0/weights.npz"
+    own = r"if the others have done all their rounds and left, this peer ends after its round 3, .*0/weights.npz"
     with pytest.raises(Failure, match=rf"without peer 1 \(.*: nobody listens there\); {own}"):
         goes(0, 99, 0.5)
     assert weights(tmp_path / "0").keys() == {"policy"}
@@ -195,9 +195,9 @@ def test_ctrl_c_ends_all_peers_and_the_run_goes_on_with_resume(tmp_path: Path) -
     ("changes", "number", "sentence"),
     [
         ({}, 3, "--id 3: the run has the peers 0 to 2"),
-        ({}, 0, "'gossip.roster' says nothing of peer 0"),
+        ({}, 0, "'gossip.roster' has no entry for peer 0"),
         ({"steps": 100}, 0, "peers end together after so many rounds: set 'rounds', and 'steps' to 0"),
-        ({"strategy": "fedavg"}, 0, "fedavg has a server"),
+        ({"strategy": "fedavg"}, 0, "fedavg needs a server"),
         ({"gossip": {"roster": {"0": "nowhere"}}}, 0, 'has an entry 0 = "HOST:PORT" per peer'),
         (
             {"agents": 2, "gossip": {"roster": {"0": "127.0.0.1:9", "1": "10.0.0.1:9"}}},

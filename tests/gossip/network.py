@@ -1,4 +1,4 @@
-"""Networks of real peers for tests: each with a service, links and gRPC between them, in threads of this process.
+"""Networks of real peers for tests: each with a service and neighbours, connected by gRPC, in threads of this process.
 
 Between them may stand ``Faults``: a proxy for each peer that loses, repeats, delays and reorders what comes for it.
 """
@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 
 from flower.launch import free_port
 from gossip import gossip_pb2 as pb
-from gossip.here import Identity, Patience
+from gossip.local import Identity, Patience
 from gossip.wire import Wire
 from strategies.graphs.topology import Topology
 
 CODE = "ab" * 32  # a digest
-# Machines that run tests are slow at times; nobody should be held for dead who is not.
+# Machines that run tests are slow at times. No living peer should count as dead.
 QUICK = Patience(deadline=20.0, dead=20.0, beat=0.2, call=5.0, start=30.0, end=30.0)
 KINDS = {"Greet": pb.Greeting, "Give": pb.Piece, "Withdraw": pb.Withdrawal, "Ask": pb.Question}
 
 
 @dataclass
 class Faults:
-    """Shares of the calls that are lost (half of them after they arrived), repeated, delayed, or come much later."""
+    """Fractions of the calls that are lost (half of them after they arrived), repeated, delayed or reordered."""
 
     loss: float = 0.0
     twice: float = 0.0
@@ -41,21 +41,21 @@ class Faults:
     reorder: float = 0.0
     longest: float = 0.05
     seed: int = 0
-    # Pairs (sender, recipient) between which nothing passes.
+    # Pairs (sender, recipient) between which all calls fail.
     cut: set[tuple[int, int]] = field(default_factory=set)
-    # Pairs of which the recipient hears all that the sender says, and the sender no answer.
+    # Pairs whose calls arrive, but whose answers are lost.
     deaf: set[tuple[int, int]] = field(default_factory=set)
-    # What a call is made into, by (method, message); None drops it.
+    # Changes a message, by (method, message). None drops it.
     change: Callable[[str, Any], Any] | None = None
     did: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("lost", "twice", "delayed", "reordered"), 0))
 
-    withdrawn: list[int] = field(default_factory=list)  # the answers to those who took something back
+    withdrawn: list[int] = field(default_factory=list)  # the answers to withdrawals
 
     def __post_init__(self) -> None:
         self._random, self._lock = random.Random(self.seed), threading.Lock()
 
     def before(self, target: str) -> tuple[Any, str]:
-        """A proxy before an address: its server and its own address."""
+        """Start a proxy before an address. Returns its server and its own address."""
         server = grpc.server(
             ThreadPoolExecutor(16), handlers=[_Proxy(self, grpc.insecure_channel(target))],
             options=[("grpc.so_reuseport", 0)],
@@ -65,7 +65,7 @@ class Faults:
         return server, address
 
     def draw(self, share: float, what: str) -> float:
-        """Above 0 if it happens: how much of the longest time it takes."""
+        """Return 0 if the fault does not happen, or else a fraction of the longest time."""
         with self._lock:
             happens, much = self._random.random() < share, self._random.random()
             self.did[what] += happens
@@ -122,9 +122,9 @@ def _quietly(forward: Any, request: bytes) -> None:
 
 
 class Net:
-    """Peers of one network; every one of them may be started, killed without a word, and started again.
+    """Peers of one network; each may be started, killed without a goodbye, and started again.
 
-    ``after`` says of a peer and a round by how many seconds it is late; infinite: it says nothing.
+    ``after`` returns the delay of a peer in a round, in seconds; infinity is silence.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class Net:
             made = [faults.before(address) for address in self.listen.values()]
             self.roster, self._proxies = {k: one[1] for k, one in enumerate(made)}, [one[0] for one in made]
         self.wires: dict[int, Wire] = {}
-        self.said: list[str] = []
+        self.notes: list[str] = []
 
     def topology(self) -> Topology:
         return Topology(self.name, self.peers, min(2, self.peers - 1), seed=3)
 
     def start(self, number: int, **changes: Any) -> Wire:
         about = {"number": number, "network": self.peers, "conf": 5, "app": CODE, "layout": 7, "width": self.width}
-        options = {"say": self.said.append, "after": partial(self.after, number)} | self.wire
+        options = {"say": self.notes.append, "after": partial(self.after, number)} | self.wire
         identity = Identity(**(about | changes))
         wire = Wire(identity, self.topology(), self.roster, self.patience, **options)
         self.wires[number] = wire
@@ -160,16 +160,16 @@ class Net:
         return wire
 
     def kill(self, number: int) -> None:
-        """As kill -9 does it: no goodbye, nothing handed over."""
+        """Kill a peer as kill -9 does: it sends no goodbye and hands over no shares."""
         wire = self.wires.pop(number)
-        with wire.here.changed:
-            wire.here.closing = True
-            for link in wire.links.values():
-                link._reached = False
-            wire.here.changed.notify_all()
+        with wire.local.changed:
+            wire.local.closing = True
+            for neighbour in wire.neighbours.values():
+                neighbour._reached = False
+            wire.local.changed.notify_all()
         wire.service._server.stop(None)
-        for link in wire.links.values():
-            link._channel.close()
+        for neighbour in wire.neighbours.values():
+            neighbour._channel.close()
 
     def close(self) -> None:
         for wire in list(self.wires.values()):
@@ -188,18 +188,18 @@ def network(*arguments: Any, **options: Any) -> Iterator[Net]:
 
 
 def together(jobs: Sequence[Callable[[], Any]], seconds: float = 60.0) -> list[Any]:
-    """All at once, each in a thread; what they return, or the first thing that went wrong."""
+    """Run all jobs at once, each in a thread. Returns their results, or raises the first error."""
     with ThreadPoolExecutor(len(jobs)) as pool:
         return [future.result(seconds) for future in [pool.submit(job) for job in jobs]]
 
 
 def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until something is true; fail where it never is."""
+    """Wait until a condition holds. Fail if it never does."""
     assert within(seconds, true)
 
 
 def within(seconds: float, true: Callable[[], bool]) -> bool:
-    """Whether something becomes true by then."""
+    """Return whether a condition holds in time."""
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -207,5 +207,5 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
 
 
 def starts(peers: int, width: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Vectors of so many peers, and their scalars."""
+    """Return the first x and y of all peers."""
     return np.random.default_rng(seed).normal(size=(peers, width)).astype(np.float32), np.ones(peers)

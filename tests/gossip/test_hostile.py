@@ -1,4 +1,4 @@
-"""Callers that open connections and calls, and then say nothing: a peer goes on, and lets its neighbours in."""
+"""Callers that open connections and calls, and then send nothing: a peer goes on, and its neighbours get in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cli.certificates import Authority
 from flower.launch import free_port
 from gossip import gossip_pb2 as pb
 from gossip.gossip_pb2_grpc import PeerStub
-from gossip.here import Identity, Patience, Tls
+from gossip.local import Identity, Patience, Tls
 from gossip.wire import Wire
 from strategies.graphs.topology import Topology
 from tests.gossip.network import CODE, QUICK, Net, network, starts, together, until
@@ -35,7 +35,7 @@ OWN = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
 
 @contextmanager
 def silent_streams(address: str, lines: int, streams: int, credentials: Any = None) -> Iterator[list[Any]]:
-    """Calls on so many connections each, whose messages never come."""
+    """Open calls on several connections, without their messages."""
     over = threading.Event()
 
     def nothing() -> Iterator[bytes]:
@@ -57,7 +57,7 @@ def silent_streams(address: str, lines: int, streams: int, credentials: Any = No
 
 
 def began(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The methods that were called from now on, also where no message has come yet."""
+    """Return a list of the methods called from now on, also of calls without a message."""
     calls, service = list[str](), wire.service.service
 
     def counts(details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -105,7 +105,7 @@ def test_calls_without_a_message_keep_no_neighbour_out(
     assert sum(found) == pytest.approx(2.0)
 
 
-def test_a_call_whose_message_does_not_come_is_ended() -> None:
+def test_a_call_without_a_message_is_ended() -> None:
     with network("ring", 2, 4, replace(QUICK, call=0.5)) as net:
         net.start(0)
         with silent_streams(net.listen[0], 1, 3) as calls:
@@ -125,12 +125,12 @@ def test_a_certificate_has_a_few_calls_at_a_time_on_however_many_connections(tmp
             until(lambda: sum(call.done() for call in calls) >= 7 * 8)
             codes = Counter(call.code() for call in calls if call.done())
             assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED: 7 * 8}
-            until(lambda: net.wires[0].links[1].life != 0 and net.wires[1].links[0].life != 0)
+            until(lambda: net.wires[0].neighbours[1].life != 0 and net.wires[1].neighbours[0].life != 0)
 
 
 # Connections ----------------------------------------------------------------------------------------------------------
 
-FILES, IDLE = 512, 1200  # descriptors that the peer may have, and connections that somebody opens to it
+FILES, IDLE = 512, 1200  # descriptors that the peer may have, and connections that are opened to it
 
 
 def made(number: int, ports: list[int]) -> Wire:
@@ -142,7 +142,7 @@ def made(number: int, ports: list[int]) -> Wire:
 
 
 def mixes(wire: Wire, notes: Path, over: threading.Event) -> None:
-    """Rounds, each of which opens a file of its own, as a run's directory does."""
+    """Do rounds, each of which opens a file, as a run directory does."""
     x, y = np.ones((1, 4), np.float32), np.ones(1)
     number, _ = wire.join(0)
     while not over.wait(0.02):
@@ -152,7 +152,7 @@ def mixes(wire: Wire, notes: Path, over: threading.Event) -> None:
 
 
 def peer(notes: str, *ports: str) -> None:
-    """Peer 0 in a process of its own, until its standard input ends."""
+    """Run peer 0 in a process of its own, until its standard input ends."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
     wire, over, failed = made(0, [int(port) for port in ports]), threading.Event(), list[BaseException]()
 
@@ -170,7 +170,7 @@ def peer(notes: str, *ports: str) -> None:
 
 @pytest.fixture
 def descriptors() -> Iterator[None]:
-    """Enough of them in this process to hold all those connections."""
+    """Raise the limit of this process so that it can hold all these connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == resource.RLIM_INFINITY or hard > 2 * IDLE
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * IDLE), hard))
@@ -213,7 +213,7 @@ def test_idle_connections_take_no_descriptor_that_a_peer_needs(tmp_path: Path, d
 
 
 def answers(port: int) -> bool:
-    """Whether somebody who comes now gets an answer."""
+    """Return whether a new caller gets an answer."""
     with grpc.insecure_channel(f"127.0.0.1:{port}", OWN) as channel:
         try:
             return bool(PeerStub(channel).Greet(pb.Greeting(), timeout=1.0).status == pb.STATUS_MALFORMED)

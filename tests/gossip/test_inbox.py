@@ -1,4 +1,4 @@
-"""Every vector exactly once, or never: the books of one link, without a network."""
+"""Every vector exactly once, or never: the inbox for one neighbour, without a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip import gossip_pb2 as pb
-from gossip.inbox import AHEAD, PIECE, WORDS, Inbox, Parcel
+from gossip.inbox import AHEAD, BROADCASTS, PIECE, Inbox, Vector
 
 
 def inbox(width: int = 3) -> Inbox:
@@ -27,7 +27,7 @@ def piece(
 
 
 def held(box: Inbox) -> tuple[np.ndarray, float]:
-    """All that is booked: what waits, less what is owed."""
+    """Return the sum of all shares in the inbox, less those to be subtracted."""
     total, weight = np.zeros(box.width), 0.0
     for sign, those in ((1, box.shares), (-1, box.owed)):
         for one in those:
@@ -41,10 +41,12 @@ def test_a_share_is_taken_once_and_in_order() -> None:
     assert box.take(piece(1), 1)[0] == pb.STATUS_TAKEN
     assert box.take(piece(1, (9, 9, 9)), 1)[0] == pb.STATUS_DUPLICATE
     assert box.take(piece(2, number=2), 1)[0] == pb.STATUS_TAKEN
-    assert box.has(1) and box.has(2) and not box.has(3)
-    (first,) = box.due(1)
+    assert box.is_settled(1) and box.is_settled(2) and not box.is_settled(3)
+    (first,) = box.pop_due(1)
     assert first.row.tolist() == [1, 2, 3] and first.weight == 0.5
-    assert box.has(1) and box.has(2), "what comes in order and has come for round 2 does not come for round 1 any more"
+    assert box.is_settled(1) and box.is_settled(2), (
+        "what comes in order and has come for round 2 does not come for round 1 any more"
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,10 +67,10 @@ def test_a_share_is_taken_once_and_in_order() -> None:
         (piece(1, weight=float("nan")), pb.STATUS_BAD_WEIGHT),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name_and_not_waited_for(wrong: pb.Piece, status: pb.Status) -> None:
+def test_an_unusable_share_is_refused_by_name_and_not_waited_for(wrong: pb.Piece, status: pb.Status) -> None:
     box = inbox()
     assert box.take(wrong, 1) == (status, None)
-    assert box.has(1) and not box.due(1), "nobody needs wait for it, and there is nothing to be used"
+    assert box.is_settled(1) and not box.pop_due(1), "the share is not waited for, and there is none to use"
     assert box.take(piece(1), 1)[0] == pb.STATUS_TAKEN, "its number is still free"
 
 
@@ -77,13 +79,13 @@ def test_large_numbers_that_are_spread_out_are_no_huge_ones() -> None:
     assert box.take(piece(1, np.full(10_000, 4e5)), 1)[0] == pb.STATUS_TAKEN
 
 
-def test_what_is_far_ahead_stays_with_its_sender() -> None:
+def test_a_share_from_far_ahead_stays_with_its_sender() -> None:
     box = inbox()
     assert box.take(piece(1, number=AHEAD + 2), 1)[0] == pb.STATUS_HOLD
     assert box.take(piece(1, number=AHEAD + 1), 1)[0] == pb.STATUS_TAKEN
 
 
-def test_what_waits_is_bounded_whatever_comes() -> None:
+def test_the_shares_in_an_inbox_are_bounded() -> None:
     box = inbox()
     for sequence in range(1, 200):
         assert box.take(piece(sequence, number=1 + sequence % 12), 8)[0] == pb.STATUS_TAKEN
@@ -92,15 +94,15 @@ def test_what_waits_is_bounded_whatever_comes() -> None:
     assert weight == pytest.approx(199 * 0.5) and total.tolist() == pytest.approx([199, 398, 597])
 
 
-def test_words_that_nobody_hears_stay_with_their_sender() -> None:
+def test_broadcasts_beyond_the_limit_stay_with_their_sender() -> None:
     box = inbox()
-    for sequence in range(1, WORDS + 2):
-        word = piece(sequence)
-        word.word.tag, word.word.turn = "weights", sequence
-        status, parcel = box.take(word, 1)
-        if parcel is not None:
-            box.words.append(parcel)
-    assert status == pb.STATUS_HOLD and len(box.words) == WORDS
+    for sequence in range(1, BROADCASTS + 2):
+        broadcast = piece(sequence)
+        broadcast.broadcast.tag, broadcast.broadcast.turn = "weights", sequence
+        status, vector = box.take(broadcast, 1)
+        if vector is not None:
+            box.broadcasts.append(vector)
+    assert status == pb.STATUS_HOLD and len(box.broadcasts) == BROADCASTS
 
 
 def test_pieces_may_come_in_any_order_and_more_than_once() -> None:
@@ -113,43 +115,43 @@ def test_pieces_may_come_in_any_order_and_more_than_once() -> None:
         part = piece(1, row, weight=1.0, offset=at * PIECE, data=row[at * PIECE : (at + 1) * PIECE].tobytes())
         statuses.append(box.take(part, 1)[0])
     assert statuses == [pb.STATUS_PART] * 4 + [pb.STATUS_TAKEN]
-    assert np.array_equal(box.due(1)[0].row, row)
+    assert np.array_equal(box.pop_due(1)[0].row, row)
 
 
-def test_what_was_taken_back_before_it_came_never_counts() -> None:
+def test_a_share_withdrawn_before_it_arrived_never_counts() -> None:
     box = inbox()
     assert box.give_up(1) == pb.STATUS_GIVEN_UP
     assert box.take(piece(1), 1)[0] == pb.STATUS_DUPLICATE
     assert not box.shares and box.take(piece(2), 1)[0] == pb.STATUS_TAKEN
 
 
-def test_what_was_taken_back_after_it_came_is_given_up() -> None:
+def test_a_share_withdrawn_after_it_arrived_is_given_up() -> None:
     box = inbox()
     box.take(piece(1), 1)
     assert box.give_up(1) == pb.STATUS_GIVEN_UP and not box.shares and not box.owed
     box.take(piece(2), 1)
-    box.due(1)  # used
+    box.pop_due(1)  # used
     assert box.give_up(2) == pb.STATUS_GIVEN_UP
-    assert box.give_up(2) == pb.STATUS_GIVEN_UP, "said twice it means no more than once"
+    assert box.give_up(2) == pb.STATUS_GIVEN_UP, "a repeated withdrawal has no further effect"
     assert [one.weight for one in box.owed] == [0.5]
     assert box.give_up(9) == pb.STATUS_OUT_OF_ORDER
 
 
-def test_a_sender_that_was_born_again_begins_anew_and_takes_nothing_back() -> None:
+def test_a_new_life_of_a_sender_begins_again_and_withdraws_nothing() -> None:
     box = inbox()
     box.take(piece(1), 1)
-    box.begin_anew()
-    assert box.give_up(1) == pb.STATUS_GIVEN_UP and box.has(1), "the share is ours: its sender is dead"
+    box.restart()
+    assert box.give_up(1) == pb.STATUS_GIVEN_UP and box.is_settled(1), "the share is ours: its sender is dead"
     assert box.take(piece(2), 1)[0] == pb.STATUS_TAKEN
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(("send", "lose", "answer lost", "old", "take back", "use")), max_size=60))
-def test_whatever_happens_every_share_is_one_sides(story: list[str]) -> None:
-    """A sender like gossip/link.py: what it holds and what is booked here always add up to what was sent."""
+def test_every_share_belongs_to_exactly_one_side(story: list[str]) -> None:
+    """A sender like gossip/neighbour.py: its own shares and those in the inbox always add up to all shares."""
     box, sequence, sent = inbox(1), 1, 0.0
     mine: list[float] = []  # weights that the sender has got back
-    used: list[Parcel] = []
+    used: list[Vector] = []
     waiting: list[float] = []  # the outbox, its first one may have been tried
     tried = False
     past: list[pb.Piece] = []
@@ -176,7 +178,7 @@ def test_whatever_happens_every_share_is_one_sides(story: list[str]) -> None:
                 assert box.give_up(sequence) == pb.STATUS_GIVEN_UP
                 sequence, tried = sequence + 1, False
         elif what == "use":
-            used += box.due(2)
+            used += box.pop_due(2)
         # The first of the outbox may be on both sides while its answer is not here: it is the recipient's then.
         both = waiting[0] if tried and box.last == sequence else 0.0
         theirs = held(box)[1] + sum(one.weight for one in used)

@@ -1,4 +1,4 @@
-"""Peers that are told to stop: whatever the moment, each share is in one checkpoint, and in one only."""
+"""Peers that are asked to stop: at any moment, each share is in exactly one checkpoint."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DISK_S = 0.5  # that a checkpoint takes, or less if a share has come meanwhile
 
 
 def offered(wire: Wire) -> bool:
-    """Whether a share has come for a peer that has added up already, be it taken or not."""
-    with wire.here.changed:
-        return bool(wire.here.counts["held"]) or any(link.inbox.shares for link in wire.links.values())
+    """Return whether a share has arrived, taken or not, at a peer that has added up already."""
+    with wire.local.changed:
+        return bool(wire.local.counts["held"]) or any(neighbour.inbox.shares for neighbour in wire.neighbours.values())
 
 
 class Leg:
-    """All peers from their checkpoints on, until they are told one by one to stop and save."""
+    """All peers from their checkpoints, until they are asked one by one to stop and save."""
 
     def __init__(self, net: Net, saved: dict[int, tuple[int, F32, F64]]) -> None:
         self.net, self.saved, self._starting = net, saved, threading.Lock()
@@ -78,8 +78,8 @@ def test_five_stops_and_restarts_lose_no_mass_and_make_none(topology: str) -> No
     assert (np.abs(x - X.sum(axis=0, dtype=np.float64)) < 1e-6 * np.abs(X).sum(axis=0)).all()
 
 
-def test_a_goodbye_says_what_became_of_a_share_whose_answer_was_lost() -> None:
-    """Peer 1 takes what peer 0 sends, peer 0 hears no answer, and peer 1 leaves with the share in its checkpoint."""
+def test_a_goodbye_replaces_a_lost_answer_to_a_share() -> None:
+    """Peer 1 takes a share of peer 0, its answer is lost, and it leaves with the share in its checkpoint."""
     X, Y = starts(2, 20)
     faults, leaves = Faults(), threading.Event()
     with network("ring", 2, 20, QUICK, faults) as net:
@@ -88,12 +88,12 @@ def test_a_goodbye_says_what_became_of_a_share_whose_answer_was_lost() -> None:
         def first() -> tuple[F32, F64]:
             assert stays.join(0) == (0, None)
             x, y = stays.mix(1, X[:1], Y[:1])
-            until(lambda: not stays.links[1].busy)
-            faults.deaf = {(0, 1)}  # also of what its link says at once: greetings
+            until(lambda: not stays.neighbours[1].outbox.is_busy)
+            faults.deaf = {(0, 1)}  # greetings get no answer either
             x, y = stays.mix(2, x, y)
-            assert stays.links[1].busy, "no answer has come"
+            assert stays.neighbours[1].outbox.is_busy, "no answer has arrived"
             leaves.set()
-            until(lambda: stays._there() == [0])
+            until(lambda: stays.pace.present() == [0])
             return stays.finish(x, y)
 
         def second() -> tuple[F32, F64]:
@@ -113,7 +113,7 @@ def test_a_goodbye_says_what_became_of_a_share_whose_answer_was_lost() -> None:
 
 
 def test_a_share_that_is_in_a_checkpoint_is_not_given_up_there_but_by_its_sender() -> None:
-    """Peer 0 takes back a share that peer 1 has used and added up for the last time, as one does that was parted."""
+    """Peer 0 takes back a share that peer 1 has used and added up for the last time, as after a partition."""
     X, Y = starts(2, 20)
     faults = Faults()
     with network("ring", 2, 20, QUICK, faults) as net:
@@ -124,17 +124,17 @@ def test_a_share_that_is_in_a_checkpoint_is_not_given_up_there_but_by_its_sender
             assert wires[k].join(0) == (0, None)
             for number in (1, 2):
                 if (k, number) == (0, 2):
-                    until(lambda: not wires[0].links[1].busy)
+                    until(lambda: not wires[0].neighbours[1].outbox.is_busy)
                     faults.deaf = {(0, 1)}
                 held[k] = wires[k].mix(number, *held[k])
 
         together([lambda k=k: goes(k) for k in range(2)])
-        with wires[0].here.changed:
-            assert wires[0].links[1].busy, "no answer has come"
-            wires[0].links[1].take_back()
+        with wires[0].local.changed:
+            assert wires[0].neighbours[1].outbox.is_busy, "no answer has arrived"
+            wires[0].neighbours[1].take_back()
         held[1] = ends(wires[1], *held[1])
         faults.deaf = set()
-        until(lambda: not wires[0].links[1].busy)
+        until(lambda: not wires[0].neighbours[1].outbox.is_busy)
         held[0] = ends(wires[0], *held[0])
         assert faults.withdrawn == [pb.STATUS_DUPLICATE]
     assert sum(float(y[0]) for _, y in held) == pytest.approx(2.0, rel=1e-9)
@@ -149,8 +149,8 @@ def start_with(net: Net, number: int, stop: threading.Event) -> Wire:
 
 
 def ends(wire: Wire, x: F32, y: F64) -> tuple[F32, F64]:
-    """The end of a peer that is told to stop; it goes on serving, as while its checkpoint is written."""
-    wire.stop = lambda: True
+    """End a peer that is asked to stop. It goes on serving, as while its checkpoint is written."""
+    wire.pace.stop = lambda: True
     return wire.finish(x, y)
 
 

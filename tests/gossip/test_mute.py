@@ -1,4 +1,4 @@
-"""A peer that greets and acknowledges, says that it goes on, and sends nothing: it costs a neighbour one deadline."""
+"""A peer that greets, acknowledges and reports progress, but sends no shares: it costs a neighbour one deadline."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ DEADLINE_S, STALL_S, ROUNDS = 1.0, 0.4, 40
 
 
 def far_ahead(mute: Wire, number: int) -> None:
-    """It is too far ahead to be waited for, until its neighbours are in their next round."""
-    mute.here.round = number + AHEAD + 1
+    """Make it too far ahead to be waited for, until its neighbours are in their next round."""
+    mute.local.round = number + AHEAD + 1
 
 
 def leaves(mute: Wire, number: int) -> None:
-    """It leaves, and comes back at once."""
-    mute.here.state = pb.STATE_LEAVING
-    for link in mute.links.values():
-        link.stub.Greet(link.greeting(link.life), timeout=5.0)
-    mute.here.state = pb.STATE_LEARNING
+    """Make it leave, and come back at once."""
+    mute.local.state = pb.STATE_LEAVING
+    for neighbour in mute.neighbours.values():
+        neighbour.stub.Greet(neighbour.greeting(neighbour.life), timeout=5.0)
+    mute.local.state = pb.STATE_LEARNING
 
 
 @pytest.mark.parametrize(("move", "lead"), [(far_ahead, AHEAD), (leaves, 0)])
-def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_says_of_itself(
+def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_reports(
     move: Callable[[Wire, int], None], lead: int
 ) -> None:
-    """Whenever its neighbours have waited for it for less than half of a deadline, it gives them a reason not to."""
+    """Before its neighbours have waited half a deadline for it, it gives them a reason to stop waiting."""
     X, Y = starts(3, 20)
     over, stalls = threading.Event(), list[int]()
     with network("complete", 3, 20, replace(QUICK, deadline=DEADLINE_S, end=5.0)) as net:
@@ -45,23 +45,23 @@ def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_says_of_itself(
             x, y = X[k : k + 1], Y[k : k + 1]
             assert wires[k].join(0) == (0, None)
             for number in range(1, ROUNDS + 1):
-                until(lambda: 1 in wires[k]._there())  # whoever comes back is waited for again
+                until(lambda: 1 in wires[k].pace.present())  # whoever comes back is waited for again
                 x, y = wires[k].mix(number, x, y)
                 assert np.isfinite(x).all()
 
-        def lies() -> None:
+        def attacks() -> None:
             assert mute.join(0) == (0, None)
             while not over.is_set():
-                number = other.here.round
-                with mute.here.changed:
-                    mute.here.round = number + lead
-                    mute._greet_all()
-                if not over.wait(STALL_S) and number and other.here.round == number:
+                number = other.local.round
+                with mute.local.changed:
+                    mute.local.round = number + lead
+                    mute.pace.greet_all()
+                if not over.wait(STALL_S) and number and other.local.round == number:
                     stalls.append(number)
                     move(mute, number)
-                    with mute.here.changed:
-                        mute._greet_all()
-                    until(lambda number=number: over.is_set() or other.here.round != number, 5 * DEADLINE_S)
+                    with mute.local.changed:
+                        mute.pace.greet_all()
+                    until(lambda number=number: over.is_set() or other.local.round != number, 5 * DEADLINE_S)
 
         def all_learn() -> None:
             try:
@@ -69,5 +69,5 @@ def test_a_mute_peer_costs_one_deadline_in_all_whatever_it_says_of_itself(
             finally:
                 over.set()
 
-        together([all_learn, lies])
+        together([all_learn, attacks])
     assert len(stalls) <= DEADLINE_S / STALL_S + 2, f"{len(stalls)} of {ROUNDS} rounds waited for it"

@@ -1,7 +1,8 @@
-"""Rounds of peers: what is carried on, what is agreed on, and that one peer per process does as all in one."""
+"""Rounds of peers: the biased vectors, agreement, and equal results for one peer per process and all in one."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.gossip.mail import Mail, Post, together
 # Those that connect all peers.
 NAMES = [name for name in names() if graph(name).connected]
 
-# One way, and not alike: y leaves 1, and the first peer hears less than it says.
+# Directed edges: y leaves 1, and the first peer receives less than it sends.
 ONE_WAY = '{"edges": [[1, 0, 1], [2, 0, 1], [2, 1, 1], [3, 2, 1], [0, 3, 1]]}'
 WORLD = {"id": "CartPole-v1", "copies": 4, "horizon": 40}
 DEC = {
@@ -57,8 +58,8 @@ def made(config: RunConfig) -> Peers:
     return found
 
 
-def test_the_biased_vector_is_what_is_carried_on() -> None:
-    """x + progress is what is mixed, never z + progress; by a product of its own."""
+def test_the_biased_vector_is_carried_over() -> None:
+    """x + progress is mixed, not z + progress; checked by a separate product."""
     peers = made(configured(DEC, gossip={"topology": ONE_WAY}))
     assert isinstance(peers, Gossip)
     P = Topology(ONE_WAY, 4).matrix(1)
@@ -80,15 +81,15 @@ def test_the_biased_vector_is_what_is_carried_on() -> None:
         np.testing.assert_allclose(peers.y, P @ y, rtol=1e-9)
         np.testing.assert_allclose(peers.weights, peers.x / peers.y[:, None], rtol=1e-5)
         assert abs(peers.y.sum() - 4) < 1e-9
-    assert peers.y.max() > 1.2 > 0.7 > peers.y.min(), "nobody was biased: the test shows nothing"
+    assert peers.y.max() > 1.2 > 0.7 > peers.y.min(), "no peer was biased: the test shows nothing"
 
 
 @pytest.mark.parametrize(
     ("strategy", "topology"),
     [("fedpg-dec", name) for name in [*NAMES, ONE_WAY]] + [("dec-byz-pg", "complete"), ("gossip", "random")],
 )
-def test_a_process_per_peer_finds_what_all_in_one_find(strategy: str, topology: str) -> None:
-    """Ten rounds over letters, against the product; dec-byz-pg tells everybody, whatever the topology."""
+def test_one_peer_per_process_and_all_in_one_give_equal_results(strategy: str, topology: str) -> None:
+    """Ten rounds over letters, against the product. dec-byz-pg broadcasts to all, whatever the topology."""
     config = configured(KINDS[strategy], gossip={"topology": topology, "degree": 2})
     whole = made(config)
     for number in range(1, 11):
@@ -104,8 +105,8 @@ def test_a_process_per_peer_finds_what_all_in_one_find(strategy: str, topology: 
     np.testing.assert_allclose(np.stack(together(one, 4)), whole.weights, atol=1e-5)
 
 
-def test_a_process_per_peer_refuses_whom_all_in_one_refuse() -> None:
-    """The last of a ring says what cannot be used: those beside it send it nothing, and keep what they have."""
+def test_one_peer_per_process_and_all_in_one_refuse_the_same_shares() -> None:
+    """The last peer of a ring sends unusable shares: its neighbours send it none, and keep theirs."""
     config = configured(MIX, 5, gossip={"topology": "ring"}, attack={"byzantine": 1, "kind": "nan@3"})
     whole = made(config)
     for number in range(1, 7):
@@ -123,7 +124,7 @@ def test_a_process_per_peer_refuses_whom_all_in_one_refuse() -> None:
     np.testing.assert_allclose(np.stack(together(one, 5))[:4], whole.weights[:4], atol=1e-5)
 
 
-def test_all_begin_alike_or_each_by_itself() -> None:
+def test_peers_begin_with_the_same_weights_or_with_their_own() -> None:
     assert not distances(made(configured(DEC)).weights).any()
     assert distances(made(configured(DEC, gossip={"same-start": False})).weights).all()
     last = Session(configured(DEC), [3])
@@ -132,7 +133,7 @@ def test_all_begin_alike_or_each_by_itself() -> None:
 
 
 class Lone:
-    """A medium on which nobody else is."""
+    """A medium without other peers."""
 
     network = 4
 
@@ -140,7 +141,7 @@ class Lone:
         self.peers = peers
 
 
-def test_trajectories_are_all_that_a_peer_has_sampled() -> None:
+def test_trajectories_count_all_samples_of_a_peer() -> None:
     peers = made(configured(DEC))
     for number in range(1, 4):
         report, notes = peers.round(number, False)
@@ -152,7 +153,7 @@ def test_trajectories_are_all_that_a_peer_has_sampled() -> None:
 
 
 @pytest.mark.parametrize("kind", ["large-noise", "average-zero", "nan", "wrong-shape", "per-recipient-noise"])
-def test_honest_peers_agree_whatever_is_told_to_whom(kind: str) -> None:
+def test_honest_peers_agree_under_every_attack(kind: str) -> None:
     config = configured(BYZ, 7, attack={"byzantine": 2, "kind": kind}, federation={"byzantine": 2})
     peers = made(config)
     for number in range(1, 6):
@@ -160,7 +161,7 @@ def test_honest_peers_agree_whatever_is_told_to_whom(kind: str) -> None:
         _, notes = peers.round(number, False)
         honest = peers.weights[:5]
         assert distances(honest).max() < 1e-5
-        # A step of Adam: nobody was moved far.
+        # One step of Adam: no peer moved far.
         assert np.abs(honest - start[:5]).max() < 0.011 * 1.5
         assert max(notes["diameter"][:5]) < 1e-5
         assert notes["turns"] <= 5
@@ -175,7 +176,7 @@ def test_plain_averaging_is_carried_away_by_noise() -> None:
 
 
 def test_small_rounds_correct_the_last_direction_where_it_is_known() -> None:
-    """v = g(theta) - g_w(theta_prev) + v_prev, with the agreed v_prev; who has just come measures alone."""
+    """v = g(theta) - g_w(theta_prev) + v_prev, with the agreed v_prev. A new peer measures its own gradient."""
     peers = made(configured(BYZ, 3, gossip={"coin": 1e-9}))
     assert isinstance(peers, DecByzPG)
     peers.round(1, False)
@@ -187,16 +188,16 @@ def test_small_rounds_correct_the_last_direction_where_it_is_known() -> None:
     found = fleet.sample(fleet.policy, 2)  # type: ignore[attr-defined]
     wanted = fleet.correction(twin.then, found)[0] + twin.direction  # type: ignore[attr-defined]
     wanted[2] = fleet.ascent(fleet.policy, found)[2]  # type: ignore[attr-defined]
-    told: list[np.ndarray] = []
-    tell = peers.medium.tell
+    sent: list[np.ndarray] = []
+    broadcast = peers.medium.broadcast
 
     def spying(number: int, tag: str, turn: int, vectors: np.ndarray, *rest: Any) -> Any:
-        told.append(vectors.copy())
-        return tell(number, tag, turn, vectors, *rest)
+        sent.append(vectors.copy())
+        return broadcast(number, tag, turn, vectors, *rest)
 
-    peers.medium.tell = spying  # type: ignore[method-assign]
+    peers.medium.broadcast = spying  # type: ignore[method-assign]
     peers.round(2, False)
-    np.testing.assert_allclose(told[0], wanted, atol=1e-6)
+    np.testing.assert_allclose(sent[0], wanted, atol=1e-6)
     np.testing.assert_array_equal(peers.then, np.stack([twin.weights[0]] * 3))
 
 
@@ -231,7 +232,7 @@ def test_only_the_parts_that_are_named_are_mixed() -> None:
     assert np.ptp(peers.session.fleet.parts["actor"], axis=0).max() > 1e-3
 
 
-def test_silent_peers_are_left_out_and_nobody_waits() -> None:
+def test_silent_peers_are_left_out_and_no_peer_waits() -> None:
     peers = made(configured(DEC, 5, attack={"kind": "silence", "byzantine": 1}, gossip={"topology": "complete"}))
     peers.round(1, False)
     assert np.ptp(peers.weights[:4], axis=0).max() < 1e-5
@@ -247,7 +248,7 @@ def test_two_rounds_a_stop_and_two_more_are_four(strategy: str, attack: dict[str
         path = tmp_path / name
         directory = RunDirectory.open(path) if path.exists() else RunDirectory.create(path, {})
         session = engines.prepare(config)
-        engines.run(config, session, directory, lambda record: None, lambda words: None, lambda: False)
+        engines.run(config, session, directory, lambda record: None, lambda note: None, lambda: False)
         session.close()
         return directory
 
@@ -263,22 +264,24 @@ def test_two_rounds_a_stop_and_two_more_are_four(strategy: str, attack: dict[str
     assert whole.weights.exists() and (strategy != "fedpg-dec" or (whole.path / "picked.npz").exists())
 
 
-def test_a_run_ends_when_somebody_asks_to(tmp_path: Path) -> None:
+def test_a_run_ends_on_request(tmp_path: Path) -> None:
     config = configured(DEC, rounds=50, gossip={"topology": "ring"}, **{"evaluate-episodes": 1})
-    session, told = Session(config), []
+    session, records = Session(config), []
     found = gossip(
-        config, session, network(config, session), RunDirectory.create(tmp_path / "run", {}), told.append,
-        lambda: len(told) == 3,
+        config, session, network(config, session), RunDirectory.create(tmp_path / "run", {}), records.append,
+        lambda: len(records) == 3,
     )  # fmt: skip
-    assert found["interrupted"] and found["rounds"] == 3 and len(told) == 3
-    record = told[-1]
+    assert found["interrupted"] and found["rounds"] == 3 and len(records) == 3
+    record = records[-1]
     for name in ("return", "steps", "consensus", "trajectories", "bytes_up", "missed", "refused", "late", "left-out"):
         assert len(record[name]) == 4, name
     assert all(value > 0 for value in record["consensus"])
 
 
-def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where that round had its checkpoint already: a share that is not kept is mass that is lost."""
+def test_shares_that_arrive_after_the_last_round_are_saved_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that round had its checkpoint already: a share that is not saved is lost mass."""
     monkeypatch.setattr(Network, "finish", lambda self, x, y: (x + y[:, None].astype(np.float32), 2 * y))
     config = configured(DEC, rounds=2, **{"checkpoint-every": 1})
     directory, session = RunDirectory.create(tmp_path / "run", {}), Session(config)
@@ -290,17 +293,17 @@ def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
-        ({"algorithm": "td3", "world": {"id": "Pendulum-v1"}}, "policy-gradient then, not td3"),
+        ({"algorithm": "td3", "world": {"id": "Pendulum-v1"}}, "is for policy-gradient, not for td3"),
         ({"engine": "ray"}, "none stays where others could reach it"),
         ({"gossip": {"topology": "random", "degree": 9}}, "degree"),
-        ({"attack": {"byzantine": 1, "kind": "delay"}}, "take the engine gossip"),
+        ({"attack": {"byzantine": 1, "kind": "delay"}}, "use the engine gossip"),
         ({"fedpg": {"batch-min": 9, "batch-max": 2}}, "batch-min"),
         ({"federation": {"parts": "critic"}}, "critic"),
-        ({"strategy": "dec-byz-pg", "gossip": {"topology": "ring"}}, "all hear all"),
-        ({"federation": {"rule": "median"}}, "for strategies that survive liars"),
-        ({"federation": {"mixing": True}}, "'federation.mixing' are for strategies that survive liars"),
+        ({"strategy": "dec-byz-pg", "gossip": {"topology": "ring"}}, "every peer broadcasts to all"),
+        ({"federation": {"rule": "median"}}, "for strategies that survive attackers"),
+        ({"federation": {"mixing": True}}, "'federation.mixing' are for strategies that survive attackers"),
         ({"federation": {"fraction": 0.5}}, "leave 'federation.fraction' at 1"),
         ({"engine": "gossip", "federation": {"fraction": 0.5}}, "leave 'federation.fraction' at 1"),
         ({"strategy": "dec-byz-pg", "federation": {"byzantine": 2}}, "at least 5 parties"),
@@ -308,12 +311,19 @@ def test_what_comes_after_the_last_round_is_saved_as_well(tmp_path: Path, monkey
         ({"strategy": "gossip", "algorithm": "ppo", "ppo": {"normalise-observations": True}}, "normalisation"),
     ],
 )
-def test_what_cannot_run_is_refused_before_it_starts(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(Mistake, match=words):
-        engines.prepare(configured(DEC, **changes)).close()
+def test_a_configuration_that_cannot_run_is_refused_before_the_first_round(
+    changes: dict[str, Any], message: str
+) -> None:
+    def begin() -> None:
+        config = configured(DEC, **changes)
+        with closing(engines.prepare(config)) as session:
+            chosen(config)(config, session, network(config, session))
+
+    with pytest.raises(Mistake, match=message):
+        begin()
 
 
-def test_peers_that_have_clocks_of_their_own_may_be_late() -> None:
+def test_peers_with_a_process_each_may_attack_by_delay() -> None:
     engines.prepare(configured(DEC, engine="gossip", attack={"byzantine": 1, "kind": "delay"})).close()
 
 
@@ -331,7 +341,7 @@ def test_fedpg_dec_learns_on_a_directed_ring_and_peers_stay_together() -> None:
     assert distances(peers.weights).max() < 0.2 * np.linalg.norm(peers.weights.mean(axis=0))
 
 
-def test_dec_byz_pg_learns_among_liars() -> None:
+def test_dec_byz_pg_learns_among_attackers() -> None:
     config = configured(
         BYZ, 7, world={"horizon": 100, "copies": 10}, gossip={"large": 20, "small": 4, "coin": 0.3},
         attack={"byzantine": 2, "kind": "large-noise"}, federation={"byzantine": 2}, **{"evaluate-episodes": 5},

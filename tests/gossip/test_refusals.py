@@ -1,4 +1,4 @@
-"""Messages that no honest peer sends: refused by name and counted, and nothing of them is ever used."""
+"""Messages that no honest peer sends: each is refused by name, counted, and never used."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from gossip import gossip_pb2 as pb
 from gossip.arrivals import CALLER
 from gossip.gossip_pb2_grpc import PeerStub
 from gossip.handshakes import counted
-from gossip.here import MAX_BYTES, Tls
 from gossip.inbox import AHEAD, PIECE
+from gossip.local import MAX_BYTES, Tls
+from gossip.published import read_published
 from gossip.service import CALLS
 from gossip.wire import Wire
 from tests.gossip.network import QUICK, Net, network, starts, together
@@ -35,12 +36,12 @@ RUN = 5 ^ int("ab" * 8, 16)
 
 @pytest.fixture
 def pair() -> Iterator[Net]:
-    """Peers 0 and 1 of three, at work and in round 3; peer 2 never comes, and is spoken for by liars."""
+    """Peers 0 and 1 of three, at work and in round 3; peer 2 never comes, and attackers send messages in its name."""
     with network("complete", 3, 4, QUICK) as net:
         for k in range(2):
             net.start(k)
         for k in range(2):
-            wire, other = net.wires[k], net.wires[k].links[1 - k]
+            wire, other = net.wires[k], net.wires[k].neighbours[1 - k]
             deadline = time.monotonic() + 20
             while not other.life and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -53,9 +54,9 @@ def pair() -> Iterator[Net]:
                 x, y = net.wires[k].mix(number, x, y)
 
         together([lambda k=k: goes(k) for k in range(2)])
-        # Until all is answered, so that ``share`` knows which sequence number is next.
+        # Wait for all answers, so that ``share`` knows which sequence number is next.
         deadline = time.monotonic() + 20
-        while any(net.wires[k].links[1 - k].busy for k in range(2)) and time.monotonic() < deadline:
+        while any(net.wires[k].neighbours[1 - k].outbox.is_busy for k in range(2)) and time.monotonic() < deadline:
             time.sleep(0.01)
         yield net
 
@@ -65,12 +66,12 @@ def raw(net: Net, number: int = 0) -> Any:
 
 
 def share(net: Net, **changes: Any) -> pb.Piece:
-    """What peer 1 would send to peer 0 next, with changes to it or to its envelope."""
-    link = net.wires[1].links[0]
-    with net.wires[1].here.changed:
+    """Return the next piece of peer 1 for peer 0, with changes to it or to its envelope."""
+    neighbour = net.wires[1].neighbours[0]
+    with net.wires[1].local.changed:
         piece = pb.Piece(
-            envelope=net.wires[1].here.envelope(0, link.life), sequence=link._sequence, round=4, layout=7, width=4,
-            data=np.ones(4, "<f4").tobytes(),
+            envelope=net.wires[1].local.envelope(0, neighbour.life), sequence=neighbour.outbox.sequence,
+            round=4, layout=7, width=4, data=np.ones(4, "<f4").tobytes(),
         )  # fmt: skip
     piece.share.weight = 0.5
     for name, value in changes.items():
@@ -79,16 +80,16 @@ def share(net: Net, **changes: Any) -> pb.Piece:
     return piece
 
 
-LIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
+FORGERIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
     ("another version", lambda net: share(net, version=2), "wrong-version"),
     ("another run", lambda net: share(net, run=1), "wrong-run"),
-    ("for somebody else", lambda net: share(net, recipient=1), "wrong-recipient"),
-    ("of nobody", lambda net: share(net, sender=9), "unknown-peer"),
+    ("for another peer", lambda net: share(net, recipient=1), "wrong-recipient"),
+    ("of an unknown peer", lambda net: share(net, sender=9), "unknown-peer"),
     ("of itself", lambda net: share(net, sender=0), "unknown-peer"),
-    ("of an earlier life", lambda net: share(net, incarnation=net.wires[1].here.identity.life - 1), "replayed"),
+    ("of an earlier life", lambda net: share(net, incarnation=net.wires[1].local.identity.life - 1), "replayed"),
     ("another layout", lambda net: share(net, layout=8), "wrong-layout"),
     ("longer", lambda net: share(net, width=5, data=bytes(20)), "wrong-layout"),
-    ("more than it says", lambda net: share(net, data=bytes(20)), "oversized"),
+    ("more than its width", lambda net: share(net, data=bytes(20)), "oversized"),
     ("beyond its end", lambda net: share(net, offset=PIECE), "oversized"),
     ("nan", lambda net: share(net, data=np.full(4, np.nan, "<f4").tobytes()), "not-finite"),
     ("infinity", lambda net: share(net, data=np.full(4, np.inf, "<f4").tobytes()), "not-finite"),
@@ -96,7 +97,7 @@ LIES: list[tuple[str, Callable[[Net], pb.Piece], str]] = [
     ("of no weight", lambda net: _weighing(share(net), 0.0), "bad-weight"),
     ("of too much weight", lambda net: _weighing(share(net), 50.0), "bad-weight"),
     ("out of order", lambda net: share(net, sequence=99), "out-of-order"),
-    ("neither share nor word", lambda net: _cleared(share(net)), "malformed"),
+    ("neither share nor broadcast", lambda net: _cleared(share(net)), "malformed"),
     ("a long tag", lambda net: _tagged(share(net), "x" * 33), "malformed"),
 ]
 
@@ -112,36 +113,36 @@ def _cleared(piece: pb.Piece) -> pb.Piece:
 
 
 def _tagged(piece: pb.Piece, tag: str) -> pb.Piece:
-    piece.word.tag = tag
+    piece.broadcast.tag = tag
     return piece
 
 
-def test_every_lie_has_a_name_and_is_counted_and_changes_nothing(pair: Net) -> None:
+def test_every_forged_message_is_refused_by_name_counted_and_not_used(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
-    for what, lie, name in LIES:
+    for what, forge, name in FORGERIES:
         before = wire.reasons().get(name, 0)
-        receipt = stub.Give(lie(pair), timeout=5)
+        receipt = stub.Give(forge(pair), timeout=5)
         assert pb.Status.Name(receipt.status) == "STATUS_" + name.upper().replace("-", "_"), what
         assert wire.reasons()[name] == before + 1, what
-        assert not wire.links[1].inbox.shares, what
-    assert wire.counts()["refused"] == [len(LIES)]
-    assert len({words for words in pair.said if "was refused" in words}) == len(pair.said), "people are told once"
+        assert not wire.neighbours[1].inbox.shares, what
+    assert wire.counts()["refused"] == [len(FORGERIES)]
+    assert len({note for note in pair.notes if "was refused" in note}) == len(pair.notes), "each kind is reported once"
 
 
-def test_old_shares_that_are_said_again_count_once(pair: Net) -> None:
+def test_replayed_shares_count_once(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
     past = share(pair, sequence=1)
     for _ in range(3):
         assert stub.Give(past, timeout=5).status == pb.STATUS_DUPLICATE
-    assert not wire.links[1].inbox.shares and wire.counts()["duplicates"] == [3]
+    assert not wire.neighbours[1].inbox.shares and wire.counts()["duplicates"] == [3]
     # Recorded for an earlier life of the recipient.
-    stale = share(pair, recipient_incarnation=wire.here.identity.life - 5)
+    stale = share(pair, recipient_incarnation=wire.local.identity.life - 5)
     assert stub.Give(stale, timeout=5).status == pb.STATUS_STALE
-    assert wire.counts()["stale"] == [1] and not wire.links[1].inbox.shares
+    assert wire.counts()["stale"] == [1] and not wire.neighbours[1].inbox.shares
 
 
-def test_who_speaks_for_another_is_found_out_by_asking_that_one(pair: Net) -> None:
-    """Without TLS nobody has a certificate; but a life that its peer does not live, when it is asked, is forged."""
+def test_a_message_in_the_name_of_another_peer_is_detected_by_asking_that_peer(pair: Net) -> None:
+    """Without TLS there are no certificates. A life that the peer, when asked, does not have is forged."""
     wire, stub = pair.wires[0], raw(pair)
     forged = share(pair, incarnation=net_life(pair) + 10**9)
     assert stub.Give(forged, timeout=5).status == pb.STATUS_UNKNOWN
@@ -149,44 +150,44 @@ def test_who_speaks_for_another_is_found_out_by_asking_that_one(pair: Net) -> No
     while (receipt := stub.Give(forged, timeout=5)).status == pb.STATUS_UNKNOWN and time.monotonic() < deadline:
         time.sleep(0.02)
     assert receipt.status == pb.STATUS_FORGED and wire.reasons()["forged"] == 1
-    assert not wire.links[1].inbox.shares and wire.links[1].life == net_life(pair)
-    # Of a peer that never came there is nobody to ask.
+    assert not wire.neighbours[1].inbox.shares and wire.neighbours[1].life == net_life(pair)
+    # A peer that never came cannot be asked.
     assert stub.Give(share(pair, sender=2), timeout=5).status == pb.STATUS_UNKNOWN
 
 
 def net_life(net: Net) -> int:
-    return net.wires[1].here.identity.life
+    return net.wires[1].local.identity.life
 
 
-def test_who_runs_ahead_is_held_off_and_memory_stays_bounded(pair: Net) -> None:
+def test_shares_from_far_ahead_are_held_off_and_memory_is_bounded(pair: Net) -> None:
     wire, stub = pair.wires[0], raw(pair)
     assert stub.Give(share(pair, round=4 + AHEAD), timeout=5).status == pb.STATUS_HOLD
     assert stub.Give(_tagged(share(pair, round=4 + AHEAD), "w"), timeout=5).status == pb.STATUS_HOLD
-    assert wire.counts()["held"] == [2] and not wire.links[1].inbox.shares
+    assert wire.counts()["held"] == [2] and not wire.neighbours[1].inbox.shares
 
 
-def test_only_what_was_taken_last_can_be_taken_back(pair: Net) -> None:
+def test_only_the_last_vector_can_be_withdrawn(pair: Net) -> None:
     wire, stub, piece = pair.wires[0], raw(pair), share(pair)
     withdrawal = pb.Withdrawal(envelope=piece.envelope, sequence=1)
     assert stub.Withdraw(withdrawal, timeout=5).status == pb.STATUS_OUT_OF_ORDER
-    assert wire.reasons()["out-of-order"] == 1 and not wire.links[1].inbox.owed
+    assert wire.reasons()["out-of-order"] == 1 and not wire.neighbours[1].inbox.owed
 
 
-def test_a_lying_peer_that_publishes_nonsense_is_not_believed(pair: Net) -> None:
+def test_unusable_published_weights_are_refused(pair: Net) -> None:
     answer = raw(pair).Ask(pb.Question(envelope=share(pair).envelope, offset=4), timeout=5)
-    assert answer.status == pb.STATUS_NOTHING, "nothing lies beyond its end"
-    link = pair.wires[0].links[1]
-    with pair.wires[1].here.changed:
-        pair.wires[1].here.published = (3, np.array([1, np.nan, 3, 4], "<f4"))
-    assert pair.wires[0]._read(link) is None
+    assert answer.status == pb.STATUS_NOTHING, "the offset is beyond the end"
+    neighbour = pair.wires[0].neighbours[1]
+    with pair.wires[1].local.changed:
+        pair.wires[1].local.published = (3, np.array([1, np.nan, 3, 4], "<f4"))
+    assert read_published(pair.wires[0].local, neighbour) is None
     assert pair.wires[0].reasons()["wrong-layout"] == 1
-    with pair.wires[1].here.changed:
-        pair.wires[1].here.published = (3, np.ones(10**6, "<f4"))
-    assert pair.wires[0]._read(link) is None
+    with pair.wires[1].local.changed:
+        pair.wires[1].local.published = (3, np.ones(10**6, "<f4"))
+    assert read_published(pair.wires[0].local, neighbour) is None
 
 
-def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
-    """Bytes that are no gRPC, gRPC that is no message of ours, messages with any fields: then peers mix as before."""
+def test_noise_at_the_port_harms_no_peer(pair: Net) -> None:
+    """Send bytes that are no gRPC, calls that are no message, and messages with random fields. Peers mix as before."""
     wire, generator = pair.wires[0], random.Random(0)
     host, _, port = pair.listen[0].rpartition(":")
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is what is held now
@@ -197,7 +198,7 @@ def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
             with socket.create_connection((host, int(port)), 5) as line, suppress(OSError):  # it may hang up
                 line.sendall(start + generator.randbytes(size))
     channel = grpc.insecure_channel(pair.listen[0], [("grpc.max_send_message_length", -1)])
-    whole = share(pair, incarnation=12345).SerializeToString()  # of nobody: what is changed in it stays a stranger's
+    whole = share(pair, incarnation=12345).SerializeToString()  # of an unknown life, whatever is changed in it
     sent = 0
     for index in range(600):
         method = generator.choice(("Greet", "Give", "Withdraw", "Ask"))
@@ -219,27 +220,27 @@ def test_noise_at_the_port_harms_nobody(pair: Net) -> None:
         channel.unary_unary("/fedrl.gossip.v1.Peer/Shutdown")(b"", timeout=5)
     assert wire.reasons()["malformed"] > 200
     assert peak() - memory < 100_000, "kilobytes"
-    before = [wire.reasons()["malformed"], wire.links[1].life]
-    # None of it took the place of what peer 1 sends next.
+    before = [wire.reasons()["malformed"], wire.neighbours[1].life]
+    # None of these took the sequence number of the next vector of peer 1.
     found = together([lambda k=k: pair.wires[k].mix(4, *(starts(1, 4, seed=k))) for k in range(2)])
     assert sum(float(y[0]) for _, y in found) == pytest.approx(2.0, abs=1e-9)
-    assert [wire.reasons()["malformed"], wire.links[1].life] == before
+    assert [wire.reasons()["malformed"], wire.neighbours[1].life] == before
 
 
 def peak() -> int:
-    """The most that this process held since it was last asked to forget, in kilobytes."""
+    """Return the peak memory of this process since the last reset, in kilobytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1])
 
 
-def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
-    """From twice as many lines as fill the server, as one line keeps to what it was told about calls at a time."""
+def test_a_flood_of_calls_is_rejected_and_peers_go_on(pair: Net) -> None:
+    """Use twice as many connections as fill the server, as each keeps to the limit of calls at a time."""
     wire, filling = pair.wires[0], CALLS // CALLER
     lines = 2 * filling
     with ExitStack() as stack:
         calls = []
-        with wire.here.changed:  # which every answer needs: none is done before all have come
+        with wire.local.changed:  # which every answer needs: none is done before all have come
             for _ in range(lines):
                 own = [("grpc.use_local_subchannel_pool", 1)]
                 channel = stack.enter_context(grpc.insecure_channel(pair.listen[0], own))
@@ -251,12 +252,12 @@ def test_a_flood_of_calls_is_turned_away_and_peers_go_on(pair: Net) -> None:
         found = together([lambda k=k: pair.wires[k].mix(4, *(starts(1, 4, seed=k))) for k in range(2)])
         codes = Counter(call.code() for call in calls)  # waits for each
     assert sum(float(y[0]) for _, y in found) == pytest.approx(2.0)
-    # More than all calls, more than a line's, and what was ended as its message had not come.
+    # More than all calls, more than a connection's, and calls that were ended without a message.
     turned = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     answered, away = codes[grpc.StatusCode.OK], sum(codes[code] for code in turned)
     assert answered + away == len(calls), codes
     assert away >= (lines - filling) * CALLS
-    # A call may be ended in the moment in which its message comes.
+    # A call may be ended at the moment in which its message arrives.
     assert answered > 0 and wire.reasons().keys() == {"malformed"} and wire.reasons()["malformed"] >= answered
 
 
@@ -297,7 +298,7 @@ def started(net: Net, number: int, folder: Path) -> Wire:
     return net.start(number)
 
 
-def test_who_has_no_certificate_of_ours_gets_no_word_through_and_is_counted(folder: Path) -> None:
+def test_callers_without_a_certificate_of_the_network_are_rejected_and_counted(folder: Path) -> None:
     ca = (folder / "ca.pem").read_bytes()
 
     def held(name: str) -> Any:
@@ -322,16 +323,16 @@ def test_who_has_no_certificate_of_ours_gets_no_word_through_and_is_counted(fold
         while len(refused) < len(strangers) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert len(refused) >= len(strangers)
-        # Let in by the authority, and speaking as another.
-        for name, said in (("visitor", 1), ("peer-2", 1)):
+        # A valid certificate, and a message in the name of another peer.
+        for name, sender in (("visitor", 1), ("peer-2", 1)):
             channel = grpc.secure_channel(net.listen[0], held(name), options)
-            envelope = pb.Envelope(version=1, run=RUN, sender=said, incarnation=9, recipient=0)
+            envelope = pb.Envelope(version=1, run=RUN, sender=sender, incarnation=9, recipient=0)
             answer = PeerStub(channel).Greet(pb.Greeting(envelope=envelope), timeout=5)
             assert answer.status == pb.STATUS_FORGED, name
-        assert wire.reasons() == {"forged": 2} and wire.links[1].life == 0
+        assert wire.reasons() == {"forged": 2} and wire.neighbours[1].life == 0
 
 
-def test_a_peer_with_a_foreign_certificate_is_not_listened_to_and_says_why(folder: Path, tmp_path: Path) -> None:
+def test_a_peer_with_a_foreign_certificate_is_rejected_and_reports_the_reason(folder: Path, tmp_path: Path) -> None:
     for name in ("ca.pem", "peer-1.pem", "peer-1.key"):
         (tmp_path / name).write_bytes((folder / "foreign" / name).read_bytes())
     patience = QUICK.__class__(start=1.5, beat=0.2, call=2.0)
@@ -347,7 +348,7 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path) -> None:
         Tls.read(tmp_path, 3)
 
 
-def test_other_words_on_standard_error_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_output_on_standard_error_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     refused: list[int] = []
     with counted(lambda: refused.append(1)):
         os.write(2, b"a word\nI0 ssl.cc:1] Handshake failed with error X\nanother\n")

@@ -1,4 +1,4 @@
-"""Peers over real gRPC on loopback: the same as the product in one process, also when the network is bad."""
+"""Peers over real gRPC on loopback: the results of one process, also over a bad network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BAD = {"loss": 0.2, "twice": 0.2, "delay": 0.2, "reorder": 0.2}
 
 
 def quiet(peer: int, number: int) -> float:
-    """Peer 1 says nothing."""
+    """Peer 1 is silent."""
     return math.inf if peer == 1 else 0.0
 
 
@@ -40,23 +40,23 @@ def quiet_for_ten(peer: int, number: int) -> float:
     return quiet(peer, number) if 6 <= number < 16 else 0.0
 
 
-Tell = Callable[[int, F32], Forged | None]  # what a peer says instead of x, in a round
+Forge = Callable[[int, F32], Forged | None]  # the rows that a peer sends instead of x, in a round
 
 
-def mixes(wire: Wire, x: F32, y: F64, rounds: int, lies: Tell = lambda number, x: None) -> tuple[F32, F64, list[F32]]:
-    """A peer's whole run: it begins with the others, mixes, and ends with them; also its z after every round."""
+def mixes(wire: Wire, x: F32, y: F64, rounds: int, forge: Forge = lambda number, x: None) -> tuple[F32, F64, list[F32]]:
+    """Do the whole run of a peer. Returns its last x and y, and its z after every round."""
     assert not wire.gather()
     wire.begin()
     found = []
     for number in range(1, rounds + 1):
-        x, y = wire.mix(number, x, y, lies(number, x))
+        x, y = wire.mix(number, x, y, forge(number, x))
         found.append(x[0] / y[0])
     x, y = wire.finish(x, y)
     return x, y, found
 
 
 def all_mix(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64, list[float]]:
-    """What all peers have in the end, and how far from consensus they were after every round."""
+    """Run all peers. Returns their last x and y, and the distance from consensus after every round."""
     wires = [net.start(k) for k in range(net.peers)]
     found = together([lambda w=w, k=k: mixes(w, X[k : k + 1], Y[k : k + 1], rounds) for k, w in enumerate(wires)])
     mean = X.mean(axis=0)
@@ -72,13 +72,13 @@ def product(net: Net, X: F32, Y: F64, rounds: int) -> tuple[F32, F64]:
 
 
 def whole(x: F32, y: F64, X: F32) -> None:
-    """No mass has come or gone: a millionth, of every column by itself."""
+    """Check that no mass was lost or made: a millionth, for every column by itself."""
     lost = np.abs(x.sum(axis=0, dtype=np.float64) - X.sum(axis=0, dtype=np.float64))
     assert (lost < 1e-6 * np.abs(X).sum(axis=0)).all(), (lost / np.abs(X).sum(axis=0)).max()
     assert y.sum() == pytest.approx(len(X), rel=1e-9)
 
 
-# Other links in every round, with weights of their own.
+# Other edges in every round, with given weights.
 CHANGING = (
     '{"rounds": [{"edges": [[1, 0, 2], [2, 1, 1], [0, 2, 1], [3, 2, 1]]}, '
     '[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 3], [0, 0, 1, 1]], {"edges": [[0, 3, 1]]}]}'
@@ -92,7 +92,7 @@ def test_ten_rounds_are_the_same_as_in_one_process_bit_for_bit(topology: str) ->
         x, y, _ = all_mix(net, X, Y, 10)
         a, b = product(net, X, Y, 10)
     assert np.array_equal(x, a) and np.array_equal(y, b)
-    assert not net.said
+    assert not net.notes
 
 
 REASONS = {"nan": "not-finite", "wrong-shape": "wrong-layout"}
@@ -102,20 +102,20 @@ REASONS = {"nan": "not-finite", "wrong-shape": "wrong-layout"}
     ("kind", "reason"),
     [*((kind, REASONS.get(kind, "")) for kind in [*FORGED, "silence"]), ("large-noise", "huge")],
 )
-def test_lies_of_every_kind_break_nobody_not_even_the_liar(kind: str, reason: str) -> None:
-    """Peer 1 of 3 lies to its neighbours. Where nobody takes the lie, no mass has come or gone."""
+def test_forgeries_of_every_kind_break_no_peer_not_even_the_attacker(kind: str, reason: str) -> None:
+    """Peer 1 of 3 sends forged rows. If its neighbours refuse them, no mass is lost or made."""
     X, Y = starts(3, 40)
     about = About(3, config=AttackConfig(large_noise=1e8 if reason else 1e3))
 
-    def told(number: int, x: F32) -> Forged:
-        came = 0.9 * x
-        return lambda to: {0: forgeries.forge(kind, x, [7], number, about._replace(recipient=to), came)[0]}
+    def forge(number: int, x: F32) -> Forged:
+        received = 0.9 * x
+        return lambda to: {0: forgeries.forge(kind, x, [7], number, about._replace(recipient=to), received)[0]}
 
     with network("ring", 3, 40, after=quiet if kind == "silence" else lambda peer, number: 0.0) as net:
         wires = [net.start(k) for k in range(3)]
         jobs = [(wire, X[k : k + 1], Y[k : k + 1], 4) for k, wire in enumerate(wires)]
         found = together(
-            [lambda job=job, k=k: mixes(*job, *[told] * (k == 1 and kind in FORGED)) for k, job in enumerate(jobs)]
+            [lambda job=job, k=k: mixes(*job, *[forge] * (k == 1 and kind in FORGED)) for k, job in enumerate(jobs)]
         )
         reasons = [wire.reasons() for wire in wires]
     x, y = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
@@ -126,10 +126,10 @@ def test_lies_of_every_kind_break_nobody_not_even_the_liar(kind: str, reason: st
 
 
 @pytest.mark.parametrize("topology", ["ring", "exponential", "complete"])
-def test_who_is_refused_is_sent_nothing_as_in_one_process(topology: str) -> None:
-    """What peer 1 of 4 says holds no number."""
+def test_a_refused_peer_is_sent_no_share_as_in_one_process(topology: str) -> None:
+    """Peer 1 of 4 sends nan."""
     X, Y = starts(4, 40)
-    lie = np.full(40, np.nan, np.float32)
+    forged = np.full(40, np.nan, np.float32)
 
     with network(topology, 4, 40) as net:
         wires = [net.start(k) for k in range(4)]
@@ -141,73 +141,73 @@ def test_who_is_refused_is_sent_nothing_as_in_one_process(topology: str) -> None
             assert not wire.gather()
             wire.begin()
             for number in range(1, 7):
-                x, y = wire.mix(number, x, y, (lambda to: {0: lie}) if k == 1 else None, kept[k])
+                x, y = wire.mix(number, x, y, (lambda to: {0: forged}) if k == 1 else None, kept[k])
             return *wire.finish(x, y), wire.counts()["missed"][0]
 
         found = together([lambda w=w: goes(w) for w in wires])
         here, refused = Network(net.topology()), np.zeros((4, 4), np.bool_)
     for number in range(1, 7):
-        X, Y = here.mix(number, X, Y, lambda to: {1: lie}, refused)
+        X, Y = here.mix(number, X, Y, lambda to: {1: forged}, refused)
     assert np.array_equal(np.concatenate(kept), refused) and refused[:, 1].any()
     for k in (0, 2, 3):
         assert np.array_equal(found[k][0][0], X[k]) and found[k][1][0] == Y[k]
     missed = here.counts()["missed"]
-    assert found[1][2] >= missed[1], "it may hear that it gets nothing more before the last that it gets"
+    assert found[1][2] >= missed[1], "it may learn that it gets no more shares before its last one arrives"
     assert [found[k][2] for k in (0, 2, 3)] == [missed[k] for k in (0, 2, 3)]
     whole(np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found]), starts(4, 40)[0])
 
 
 @pytest.mark.parametrize(("number", "taken"), [(1e6, True), (1.01e6, False)])
-def test_a_number_that_is_huge_in_one_process_is_huge_over_the_wire(number: float, taken: bool) -> None:
-    """gossip.largest bounds x / y: of a share, as of what is told."""
+def test_one_process_and_the_wire_refuse_the_same_huge_numbers(number: float, taken: bool) -> None:
+    """gossip.largest bounds x / y of a share, and the numbers of a broadcast."""
     X, Y = starts(2, 3)
-    lie = {1: np.full(3, number, np.float32)}
+    forged = {1: np.full(3, number, np.float32)}
     here = Network(Topology("ring", 2), largest=1e6)
-    x, y = here.mix(1, X, Y, lambda to: lie)
+    x, y = here.mix(1, X, Y, lambda to: forged)
     with network("ring", 2, 3, largest=1e6) as net:
         wires = [net.start(k) for k in range(2)]
-        told: list[Tell] = [lambda turn, row: None, lambda turn, row: lambda to: {0: lie[1]}]
+        forges: list[Forge] = [lambda turn, row: None, lambda turn, row: lambda to: {0: forged[1]}]
         found = together(
-            [lambda w=w, k=k: mixes(w, X[k : k + 1], Y[k : k + 1], 1, told[k]) for k, w in enumerate(wires)]
+            [lambda w=w, k=k: mixes(w, X[k : k + 1], Y[k : k + 1], 1, forges[k]) for k, w in enumerate(wires)]
         )
         assert wires[0].reasons() == here.reasons() == ({} if taken else {"huge": 1})
     assert np.array_equal(np.concatenate([one[0] for one in found]), x)
     assert np.array_equal(np.concatenate([one[1] for one in found]), y)
-    assert here.tell(1, "gradient", 0, X, lambda to: lie)[0].senders.tolist() == ([0, 1] if taken else [0])
+    assert here.broadcast(1, "gradient", 0, X, lambda to: forged)[0].senders.tolist() == ([0, 1] if taken else [0])
 
 
 @pytest.mark.parametrize("topology", ["directed-ring", "ring", "complete", "exponential"])
 def test_silent_peers_are_closed_around_as_in_one_process_bit_for_bit(topology: str) -> None:
-    """Nobody waits for them, and nobody's mass goes where nothing comes from."""
+    """No peer waits for a silent one, or sends it mass."""
     X, Y = starts(4, 300)
     with network(topology, 4, 300, after=quiet) as net:
         x, y, _ = all_mix(net, X, Y, 20)
         a, b = product(net, X, Y, 20)
         missed = [wire.counts()["missed"][0] for wire in net.wires.values()]
     assert np.array_equal(x, a) and np.array_equal(y, b)
-    assert missed == [0] * 4 and not net.said
+    assert missed == [0] * 4 and not net.notes
     assert np.array_equal(x[1], X[1]) and y.min() > 0.1
 
 
-def test_nobody_waits_for_the_words_of_who_is_silent_and_it_hears_all() -> None:
+def test_no_peer_waits_for_the_broadcasts_of_a_silent_peer_which_receives_all() -> None:
     with network("complete", 3, 4, after=quiet) as net:
         wires = [net.start(k) for k in range(3)]
 
-        def tells(wire: Wire) -> list[list[int]]:
+        def broadcasts(wire: Wire) -> list[list[int]]:
             k = wire.peers[0]
             wire.gather()
             wire.begin()
             rows = np.full((1, 4), k, np.float32)
             # Five deadlines are more than ``together`` waits.
-            return [wire.tell(number, "gradient", 0, rows)[0].senders.tolist() for number in range(1, 6)]
+            return [wire.broadcast(number, "gradient", 0, rows)[0].senders.tolist() for number in range(1, 6)]
 
-        zero, one, two = together([lambda w=w: tells(w) for w in wires])
+        zero, one, two = together([lambda w=w: broadcasts(w) for w in wires])
         assert zero == two == [[0, 2]] * 5 and one == [[0, 1, 2]] * 5
         assert [wire.counts()["missed"] for wire in wires] == [[5], [0], [5]]
 
 
-def test_who_is_silent_for_some_rounds_takes_nothing_along() -> None:
-    """What was on its way to it is its sender's again; later it takes part as before."""
+def test_a_peer_that_is_silent_for_some_rounds_takes_no_mass_with_it() -> None:
+    """Shares in flight to it return to their senders. Later it takes part as before."""
     X, Y = starts(3, 50)
     least: list[float] = []
     with network("directed-ring", 3, 50, after=quiet_for_ten) as net:
@@ -238,7 +238,7 @@ def test_who_is_silent_for_some_rounds_takes_nothing_along() -> None:
     assert np.ptp(near, axis=0).max() < 1e-3
 
 
-def test_who_is_late_is_done_without_and_what_it_sent_is_added_later() -> None:
+def test_a_late_peer_is_not_waited_for_and_its_shares_are_added_later() -> None:
     """The attack delay, beyond the deadline of the others."""
     X, Y = starts(3, 50)
     after = lambda peer, number: 0.3 if (peer, number) == (1, 2) else 0.0  # noqa: E731
@@ -249,8 +249,8 @@ def test_who_is_late_is_done_without_and_what_it_sent_is_added_later() -> None:
     assert counts[2]["missed"][0] > 0 and counts[2]["late"][0] > 0
 
 
-def test_who_begins_last_begins_with_the_first_round() -> None:
-    """Others may be in it already when a slow peer sees that all are there."""
+def test_the_last_peer_to_start_begins_with_the_first_round() -> None:
+    """Others may be in the first round already when a slow peer sees that all are there."""
     X, Y = starts(3, 10)
     with network("ring", 3, 10) as net:
         wires = [net.start(k) for k in range(3)]
@@ -259,7 +259,7 @@ def test_who_begins_last_begins_with_the_first_round() -> None:
             k = wire.peers[0]
             if k == 2:
                 deadline = time.monotonic() + 20
-                while wire.links[0].round + wire.links[1].round < 2 and time.monotonic() < deadline:
+                while wire.neighbours[0].round + wire.neighbours[1].round < 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
             number, row = wire.join(0)
             assert row is None
@@ -278,8 +278,8 @@ def test_vectors_of_several_pieces_arrive_whole() -> None:
 
 
 @pytest.mark.parametrize("topology", ["directed-ring", "random"])
-def test_a_bad_network_changes_nothing_where_there_is_time(topology: str) -> None:
-    """A fifth of the calls lost, repeated, late or out of order: to the bit what a good network brings."""
+def test_a_bad_network_changes_nothing_if_there_is_time(topology: str) -> None:
+    """A fifth of the calls lost, repeated, late or out of order: the results of a good network, bit for bit."""
     X, Y = starts(5, 200)
     faults = Faults(**BAD, longest=0.02, seed=1)
     with network(topology, 5, 200, QUICK, faults) as net:
@@ -298,8 +298,8 @@ def test_a_bad_network_changes_nothing_where_there_is_time(topology: str) -> Non
 
 
 @pytest.mark.parametrize("topology", ["ring", "exponential"])
-def test_no_mass_is_lost_or_made_where_there_is_no_time(topology: str) -> None:
-    """Deadlines that few shares can keep: rounds go on without them, and they are used when they come."""
+def test_no_mass_is_lost_or_made_if_there_is_no_time(topology: str) -> None:
+    """Few shares meet the deadline: rounds go on without the others, which are used when they arrive."""
     X, Y = starts(4, 200)
     with network(topology, 4, 200, replace(QUICK, deadline=0.03), Faults(**BAD, seed=2)) as net:
         x, y, _ = all_mix(net, X, Y, 25)
@@ -308,36 +308,36 @@ def test_no_mass_is_lost_or_made_where_there_is_no_time(topology: str) -> None:
     assert late > 0
 
 
-def test_what_is_told_is_heard_by_all_and_again_where_it_is_final() -> None:
+def test_all_receive_a_broadcast_and_a_final_one_in_later_turns() -> None:
     with network("complete", 3, 4) as net:
         wires = [net.start(k) for k in range(3)]
         rows = np.arange(12, dtype=np.float32).reshape(3, 4)
 
-        def tells(wire: Wire) -> list[Any]:
+        def broadcasts(wire: Wire) -> list[Any]:
             k = wire.peers[0]
             wire.gather()
             wire.begin()
-            found = [wire.tell(1, "gradient", 0, rows[k : k + 1])[0]]
+            found = [wire.broadcast(1, "gradient", 0, rows[k : k + 1])[0]]
             for turn in range(3):
                 done = turn >= k  # peer 0 is done at once, peer 2 never
-                found.append(wire.tell(1, "weights", turn, rows[k : k + 1] + turn, final=np.array([done]))[0])
+                found.append(wire.broadcast(1, "weights", turn, rows[k : k + 1] + turn, final=np.array([done]))[0])
                 if done:
                     break
-            found.append(wire.tell(2, "gradient", 0, -rows[k : k + 1])[0])
+            found.append(wire.broadcast(2, "gradient", 0, -rows[k : k + 1])[0])
             return found
 
-        zero, one, two = together([lambda w=w: tells(w) for w in wires])
+        zero, one, two = together([lambda w=w: broadcasts(w) for w in wires])
     for found in (zero, one, two):
         assert found[0].senders.tolist() == [0, 1, 2] and np.array_equal(found[0].rows, rows)
         assert np.array_equal(found[-1].rows, -rows)
-    assert len(zero[1].senders) == 0, "who says its last listens no more"
+    assert len(zero[1].senders) == 0, "a peer whose broadcast is final receives no more"
     assert np.array_equal(one[1].rows, rows)
     assert np.array_equal(two[1].rows, rows)
     assert np.array_equal(two[2].rows, [rows[0], rows[1] + 1, rows[2] + 1])
 
 
 def test_what_is_told_ahead_is_kept_until_its_round() -> None:
-    """Who is done at once tells its gradient of the next round while a slow peer has not heard the end of this one."""
+    """A fast peer broadcasts its gradient of the next round before a slow peer has received the end of this one."""
     with network("complete", 2, 2) as net:
         fast, slow = net.start(0), net.start(1)
         together([fast.gather, slow.gather])
@@ -346,19 +346,19 @@ def test_what_is_told_ahead_is_kept_until_its_round() -> None:
         def begins(wire: Wire) -> None:
             k = wire.peers[0]
             wire.begin()
-            wire.tell(1, "gradient", 0, rows[k : k + 1])
+            wire.broadcast(1, "gradient", 0, rows[k : k + 1])
 
         together([lambda w=w: begins(w) for w in (fast, slow)])
-        fast.tell(1, "weights", 0, rows[:1], final=np.array([True]))
+        fast.broadcast(1, "weights", 0, rows[:1], final=np.array([True]))
 
         def ends(wire: Wire) -> F32:
             k = wire.peers[0]
             if wire is slow:
                 deadline = time.monotonic() + 20
-                while len(wire.links[0].inbox.words) < 2 and time.monotonic() < deadline:
+                while len(wire.neighbours[0].inbox.broadcasts) < 2 and time.monotonic() < deadline:
                     time.sleep(0.01)
-                wire.tell(1, "weights", 0, rows[k:], final=np.array([True]))
-            return wire.tell(2, "gradient", 0, -rows[k : k + 1])[0].rows
+                wire.broadcast(1, "weights", 0, rows[k:], final=np.array([True]))
+            return wire.broadcast(2, "gradient", 0, -rows[k : k + 1])[0].rows
 
         for found in together([lambda w=w: ends(w) for w in (fast, slow)]):
             assert np.array_equal(found, -rows)
@@ -368,14 +368,14 @@ def test_a_liar_may_tell_everybody_something_else() -> None:
     with network("complete", 3, 2) as net:
         wires = [net.start(k) for k in range(3)]
 
-        def tells(wire: Wire) -> F32:
+        def broadcasts(wire: Wire) -> F32:
             k = wire.peers[0]
             wire.gather()
             wire.begin()
-            lies = (lambda to: {0: np.full(2, 100 + to, np.float32)}) if k == 0 else None
-            return wire.tell(1, "gradient", 0, np.full((1, 2), k, np.float32), lies)[0].rows
+            forged = (lambda to: {0: np.full(2, 100 + to, np.float32)}) if k == 0 else None
+            return wire.broadcast(1, "gradient", 0, np.full((1, 2), k, np.float32), forged)[0].rows
 
-        zero, one, two = together([lambda w=w: tells(w) for w in wires])
+        zero, one, two = together([lambda w=w: broadcasts(w) for w in wires])
     assert zero[:, 0].tolist() == [0, 1, 2]
     assert one[:, 0].tolist() == [101, 1, 2]
     assert two[:, 0].tolist() == [102, 1, 2]
@@ -388,10 +388,10 @@ def test_who_waits_says_for_whom() -> None:
             together([lambda w=w: w.gather() for w in wires])
 
 
-def test_who_is_told_of_one_that_is_dead_begins_without_it() -> None:
-    """A server may not know yet that somebody has died: the others learn all the same, and it may come later.
+def test_peers_begin_without_a_dead_peer_that_the_server_names() -> None:
+    """A server may not know yet that a peer has died. The others learn without it, and it may join later.
 
-    Of peer 3 nobody has ever said where it is.
+    The address of peer 3 is never known.
     """
     X, Y = starts(4, 10)
     with network("ring", 4, 10, replace(QUICK, start=0.5)) as net:
@@ -401,7 +401,7 @@ def test_who_is_told_of_one_that_is_dead_begins_without_it() -> None:
         def goes(wire: Wire) -> tuple[F32, F64]:
             k = wire.peers[0]
             deadline = time.monotonic() + 20
-            while not wire.links[1 - k].life and time.monotonic() < deadline:
+            while not wire.neighbours[1 - k].life and time.monotonic() < deadline:
                 time.sleep(0.01)
             wire.expect(net.roster)
             assert wire.join(0) == (0, None)
@@ -409,14 +409,14 @@ def test_who_is_told_of_one_that_is_dead_begins_without_it() -> None:
 
         found = together([lambda w=w: goes(w) for w in wires])
         assert all(np.allclose(x, X[:2].mean(axis=0)) for x, _ in found)
-        assert any("begins without peer 2" in words for words in net.said)
+        assert any("begins without peer 2" in note for note in net.notes)
         for k, (x, y) in enumerate(found):
             net.wires[k].next(2, x / np.float32(y))
         number, row = net.start(2).join(0)
         assert number == 1 and row is not None and np.allclose(row[0], X[:2].mean(axis=0))
 
 
-def test_who_is_told_of_others_and_finds_none_does_not_learn_alone() -> None:
+def test_a_peer_that_finds_no_other_of_the_roster_does_not_learn_alone() -> None:
     with network("ring", 3, 2, replace(QUICK, start=0.5)) as net:
         wire = net.start(0)
         wire.expect(net.roster)
@@ -424,7 +424,7 @@ def test_who_is_told_of_others_and_finds_none_does_not_learn_alone() -> None:
             wire.join(0)
 
 
-def test_peers_of_another_run_are_refused_and_told_why() -> None:
+def test_peers_of_another_run_are_refused_with_the_reason() -> None:
     with network("ring", 3, 2, replace(QUICK, start=1.0)) as net:
         net.start(0)
         net.start(1, conf=6)
@@ -435,8 +435,8 @@ def test_peers_of_another_run_are_refused_and_told_why() -> None:
         assert net.wires[0].reasons()["wrong-run"] > 0
 
 
-def test_a_peer_that_sleeps_holds_nobody_up_beyond_the_deadline() -> None:
-    """It serves and greets, and never mixes: its neighbours go on without it, and what is for it is bounded."""
+def test_a_sleeping_peer_holds_up_no_other_beyond_the_deadline() -> None:
+    """It serves and greets, and never mixes. Its neighbours go on, and the vectors for it are bounded."""
     X, Y = starts(4, 50)
     with network("directed-ring", 4, 50, replace(QUICK, deadline=3.0)) as net:
         wires = [net.start(k) for k in range(4)]
@@ -453,18 +453,18 @@ def test_a_peer_that_sleeps_holds_nobody_up_beyond_the_deadline() -> None:
 
         together([lambda w=w: goes(w) for w in wires])
         asleep = net.wires[3]
-        assert len(asleep.links[2].inbox.shares) <= AHEAD + 2
-        assert len(net.wires[2].links[3]._outbox) <= AHEAD
+        assert len(asleep.neighbours[2].inbox.shares) <= AHEAD + 2
+        assert len(net.wires[2].neighbours[3].outbox.vectors) <= AHEAD
         counts = [wire.counts() for wire in wires]
     assert counts[0]["missed"][0] > 0 and counts[2]["kept"][0] > 0
-    assert counts[1]["kept"][0] == 0, "who is no neighbour of it has room for everything"
+    assert counts[1]["kept"][0] == 0, "the outbox of a peer that is no neighbour of it never fills"
 
 
 def learns(
     wire: Wire, X: F32, Y: F64, last: int, before: Callable[[int, int], bool],
     after: Callable[[int, int, F64], None] = lambda k, number, y: None, first: int = 1,
 ) -> tuple[F32, F64]:  # fmt: skip
-    """The rounds of a peer from ``first`` to ``last``, as long as ``before`` says that there is another."""
+    """The rounds of a peer from ``first`` to ``last``, as long as ``before`` returns True."""
     k = wire.peers[0]
     wire.gather()
     wire.begin(first - 1)
@@ -478,7 +478,7 @@ def learns(
 
 @pytest.mark.parametrize("pace", [1.5, math.inf])  # deadlines that a round of it takes; infinite: it never mixes
 def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: float) -> None:
-    """On a line whose first peer is slow: rounds go on without it, and what comes late is added then. Mass stays."""
+    """On a line whose first peer is slow: rounds go on without it, and late shares are added later. No mass is lost."""
     X, Y = starts(4, 50)
     rounds, deadline, over = 150, 2.0, threading.Event()
     with network("line", 4, 50, replace(QUICK, deadline=deadline, end=5.0)) as net:
@@ -489,29 +489,29 @@ def test_a_slow_peer_slows_its_neighbour_only_up_to_the_deadline_and_once(pace: 
         def before(k: int, number: int) -> bool:
             if over.wait(min(pace * deadline, 60.0) if k == 0 else 0.02) and k == 0:
                 return False
-            slow[k] = [link.slow for link in wires[k].links.values()]
+            slow[k] = [neighbour.slow for neighbour in wires[k].neighbours.values()]
             return True
 
         def after(k: int, number: int, y: F64) -> None:
-            now, least[k] = [link.slow for link in wires[k].links.values()], min(least[k], float(y[0]))
+            now, least[k] = [neighbour.slow for neighbour in wires[k].neighbours.values()], min(least[k], float(y[0]))
             in_vain[k] += [number] * any(is_ and not was for was, is_ in zip(slow[k], now, strict=True))
-            held_up[k].add(wires[k].here.held_up)
+            held_up[k].add(wires[k].local.held_up)
             if (k, number) == (1, rounds):
                 over.set()
 
         done = together([lambda w=w: learns(w, X, Y, rounds, before, after) for w in wires])
         counts = [wire.counts() for wire in wires]
-    assert in_vain[1] == [1] and in_vain[2:] == [[], []], "a deadline is waited out by its neighbour, and nobody else"
+    assert in_vain[1] == [1] and in_vain[2:] == [[], []], "only its neighbour waits for a whole deadline"
     assert held_up[1] == {1}
     assert counts[1]["missed"][0] > rounds / 2
-    assert min(least[2:]) > 0.1, "what is on its way to those who wait leaves enough here"
-    assert counts[1]["late"][0] > 0 or math.isinf(pace), "what comes late is used"
+    assert min(least[2:]) > 0.1, "the shares in flight to waiting peers leave enough here"
+    assert counts[1]["late"][0] > 0 or math.isinf(pace), "late shares are used"
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
 
 
 @pytest.mark.parametrize("topology", ["directed-ring", "exponential"])
-def test_who_stands_behind_a_peer_that_sleeps_does_not_give_all_away(topology: str) -> None:
-    """What it gives does not come back, in a ring never: without care y is below 1e-40 after these rounds."""
+def test_a_peer_behind_a_sleeping_one_does_not_send_all_its_mass(topology: str) -> None:
+    """The mass that it sends does not return. Without a limit y would be below 1e-40 after these rounds."""
     X, Y = starts(4, 50)
     rounds, over, least = 150, threading.Event(), [1.0] * 4
     with network(topology, 4, 50, replace(QUICK, deadline=0.5, end=2.0)) as net:
@@ -545,15 +545,15 @@ def test_a_slow_peer_that_keeps_up_again_is_waited_for_again() -> None:
             return True
 
         done = together([lambda w=w: learns(w, X, Y, rounds, before) for w in wires])
-        assert wires[1].here.held_up >= slept[0] and not wires[1].links[0].slow
-        assert wires[0].here.round == wires[1].here.round == wires[2].here.round == rounds
+        assert wires[1].local.held_up >= slept[0] and not wires[1].neighbours[0].slow
+        assert wires[0].local.round == wires[1].local.round == wires[2].local.round == rounds
         missed = [wire.counts()["missed"][0] for wire in wires]
     assert missed[1] > 0 and max(missed) < 50
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
 
 
-def test_one_that_is_far_ahead_of_the_others_waits_for_them() -> None:
-    """As one does that was parted from them, or went on alone; who is alone in that moves nobody else."""
+def test_a_peer_that_is_far_ahead_of_the_others_waits_for_them() -> None:
+    """Such a peer was parted from the others, or went on alone. It does not change their rounds."""
     X, Y = starts(4, 50)
     with network("ring", 4, 50, QUICK) as net:
         wires = [net.start(k) for k in range(4)]
@@ -569,8 +569,8 @@ def test_one_that_is_far_ahead_of_the_others_waits_for_them() -> None:
 
         begins = [101 if k == 1 else 1 for k in range(4)]
         together([lambda k=k: learns(wires[k], X, Y, 130, before, after, begins[k]) for k in range(4)])
-    assert missed == [0] * 4, "in the last round all hear all"
-    assert [words for words in net.said if "ahead" in words] != []
+    assert missed == [0] * 4, "in the last round all shares arrive"
+    assert [note for note in net.notes if "ahead" in note] != []
     assert did == [list(range(first, 131)) for first in begins]
 
 
@@ -590,18 +590,21 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
             wire.begin()
         together([lambda k=k: goes(k, 1, 5) for k in range(4)])
         deadline = time.monotonic() + 20
-        while any(link.busy for wire in wires for link in wire.links.values()) and time.monotonic() < deadline:
+        while (
+            any(neighbour.outbox.is_busy for wire in wires for neighbour in wire.neighbours.values())
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
         net.kill(2)
-        # What it held dies with it, and nothing else.
+        # Only the mass that it held dies with it.
         sums, weight = X.sum(axis=0, dtype=np.float64) - held[2][0][0], 4.0 - float(held[2][1][0])
         together([lambda k=k: goes(k, 6, 12) for k in (0, 1, 3)])
         returned = {k: net.wires[k].counts()["returned"][0] for k in (0, 1, 3)}
-        assert min(returned[1], returned[3]) > 0 == returned[0], "who sent it something has it again"
-        assert "peer 2 is gone: nobody listens there" in net.said
-        there = [net.wires[k]._there() for k in (0, 1, 3)]
+        assert min(returned[1], returned[3]) > 0 == returned[0], "its neighbours have their shares again"
+        assert "peer 2 is gone: nobody listens there" in net.notes
+        there = [net.wires[k].pace.present() for k in (0, 1, 3)]
         assert there == [[0, 1, 3]] * 3
-        # Its own mass died with it; what was on its way to it was taken back. Three peers are one ring now.
+        # Its own mass died with it. Shares in flight to it were taken back. Three peers are one ring now.
         z = np.stack([held[k][0][0] / held[k][1][0] for k in (0, 1, 3)])
         together([lambda k=k: goes(k, 13, 22) for k in (0, 1, 3)])
         again = np.stack([held[k][0][0] / held[k][1][0] for k in (0, 1, 3)])
@@ -613,7 +616,9 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
         held[2] = (row, np.ones(1))
         for wire in net.wires.values():
             deadline = time.monotonic() + 10
-            while len(wire._there()) < 4 or not all(link.counts_us for link in wire.links.values()):
+            while len(wire.pace.present()) < 4 or not all(
+                neighbour.counts_us for neighbour in wire.neighbours.values()
+            ):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         together([lambda k=k: goes(k, 23, 30) for k in range(4)])
@@ -625,7 +630,7 @@ def test_a_killed_peer_is_noticed_and_comes_back_in_another_life() -> None:
 
 
 def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
-    """Each half learns something else while they are apart; then they agree on the middle of all they have learned."""
+    """Each half learns something else while they are apart. Then they agree on the mean of all progress."""
     X, Y = starts(4, 50)
     learned = np.repeat(np.float32([[1], [1], [4], [4]]), 50, axis=1)
     parted = {(i, k) for i in range(4) for k in range(4) if (i < 2) != (k < 2)}
@@ -650,14 +655,14 @@ def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
                     faults.cut -= parted
                     # The others are greeted again, and are there again.
                     deadline = time.monotonic() + 20
-                    while len(wire._there()) < 4 and time.monotonic() < deadline:
+                    while len(wire.pace.present()) < 4 and time.monotonic() < deadline:
                         time.sleep(0.02)
                 x, y = wire.mix(number, x, y)
             near = x[0] / y[0]
             return *wire.finish(x, y), apart, near
 
         done = together([lambda w=w: goes(w) for w in wires])
-    assert {words for words in net.said if "is gone" in words}, "both halves noticed"
+    assert {note for note in net.notes if "is gone" in note}, "both halves noticed"
     x, y, apart, near = (np.concatenate([np.atleast_2d(one[at]) for one in done]) for at in range(4))
     assert np.ptp(apart[:2], axis=0).max() < 0.01 and np.ptp(apart[2:], axis=0).max() < 0.01
     assert np.ptp(apart, axis=0).min() > 0.5, "the halves have learned different things"
@@ -666,7 +671,7 @@ def test_two_halves_part_and_come_together_and_no_mass_is_lost() -> None:
 
 
 def test_shares_whose_answers_are_lost_are_given_up_when_they_were_taken_back() -> None:
-    """The worst moment to part: peer 1 uses what peer 0 sent, and peer 0 never hears of it, and takes it back."""
+    """The worst moment to part: peer 1 uses a share of peer 0, which gets no answer and takes the share back."""
     X, Y = starts(2, 20)
     faults = Faults()
     with network("ring", 2, 20, replace(QUICK, deadline=5.0, dead=0.5, beat=0.1), faults) as net:
@@ -687,6 +692,6 @@ def test_shares_whose_answers_are_lost_are_given_up_when_they_were_taken_back() 
             return wire.finish(x, y)
 
         done = together([lambda w=w: goes(w) for w in wires])
-        assert any("peer 1 is gone" in words for words in net.said), net.said
+        assert any("peer 1 is gone" in note for note in net.notes), net.notes
     whole(np.concatenate([one[0] for one in done]), np.concatenate([one[1] for one in done]), X)
     assert pb.STATUS_GIVEN_UP in faults.withdrawn

@@ -1,4 +1,4 @@
-"""Directories of peers as one run: rows by peer, those who were away, rounds that wait for the slow."""
+"""Directories of peers as one run: rows by peer, peers that were away, rounds that wait for slow peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_lists_get_a_row_per_peer() -> None:
     assert one["diameter"] == [None, None, None] and "peers" not in one
 
 
-def test_who_was_away_has_no_return_and_the_steps_that_it_had() -> None:
+def test_a_peer_that_was_away_has_no_return_and_keeps_its_steps() -> None:
     runs = [[record(0, n) for n in range(1, 5)], [record(1, 1), record(1, 4)]]
     found = joined(runs)
     assert [one["return"] for one in found[1:]] == [[2.0, None], [3.0, None], [4.0, 14.0]]
@@ -39,7 +39,7 @@ def made(path: Path, **conf: Any) -> RunDirectory:
     return RunDirectory.create(path, {"agents": 2, "seed": 4, **conf})
 
 
-def test_a_round_is_told_when_all_at_work_have_done_it_or_the_others_long_ago(tmp_path: Path) -> None:
+def test_a_round_is_reported_when_all_active_peers_or_the_others_long_ago_have_done_it(tmp_path: Path) -> None:
     run = made(tmp_path)
     both = Together(run, 2)
     assert both.news([True, True]) == [], "nobody has begun"

@@ -116,15 +116,15 @@ def federation(tmp_path: Path, home: Path) -> Iterator[Any]:
     config = configured("rounds=100000", "evaluate-episodes=0", "checkpoint-every=1", *impatient)
     run = RunDirectory.create(tmp_path / "run", nested(config))
     flat = flatten(config) | {"directory": str(run.path), "run": run.name}
-    with superlink(home, log=tmp_path / "superlink.log") as link, processes() as started:
+    with superlink(home, log=tmp_path / "superlink.log") as neighbour, processes() as started:
 
         def node(agent: int) -> subprocess.Popen[bytes]:
             log = tmp_path / f"node-{agent}.log"
-            started.append(start_node(link.fleet, [agent], tmp_path / "state", log, ["--peers", "127.0.0.1"]))
+            started.append(start_node(neighbour.fleet, [agent], tmp_path / "state", log, ["--peers", "127.0.0.1"]))
             return started[-1]
 
         nodes = [node(agent) for agent in range(3)]
-        with Control(link.control) as control:
+        with Control(neighbour.control) as control:
             control.submit(ROOT, flat)
             yield run, node, nodes, tmp_path / "state" / run.name / "peers"
             run.ask_to_stop()
@@ -245,7 +245,7 @@ def test_a_reply_has_no_room_for_weights() -> None:
         (["federation.fraction=0.5"], "leave 'federation.fraction' at 1"),
         (['gossip.roster={"0": "a:1"}'], "leave 'gossip.roster' away"),
         (["gossip.topology=moebius"], "gossip.topology"),
-        (["federation.rule=median"], "adds up what comes"),
+        (["federation.rule=median"], "adds up every share"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_starts(settings: list[str], sentence: str) -> None:
@@ -341,7 +341,10 @@ def query() -> Message:
         (["--peers", "10.0.0.1:9"], r"speak TLS, and one is at 10\.0\.0\.1:9"),
         (["--peers", "127.0.0.1", "--listen", "0.0.0.0:9"], r"speak TLS, and one is at 0\.0\.0\.0:9"),
         (["--peers", "10.0.0.1", "--listen", "127.0.0.1:9"], r"speak TLS, and one is at 10\.0\.0\.1:0"),
-        (["--peers", "10.0.0.1:9", "--certificates", "."], "peer-0.pem cannot be read|ca.pem cannot be read"),
+        (
+            ["--peers", "10.0.0.1:9", "--listen", "127.0.0.1", "--certificates", "."],
+            "peer-0.pem cannot be read|ca.pem cannot be read",
+        ),
         (["--peers", "a:b"], "HOST or HOST:PORT"),
         (["--listen", "127.0.0.1:9"], "give --peers HOST as well"),
     ],

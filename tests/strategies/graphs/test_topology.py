@@ -1,4 +1,4 @@
-"""Who sends to whom: shares that add up, graphs by hand, healing, refusals."""
+"""Topologies: shares that add up, graphs by hand, closing around lost peers, refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TWO = json.dumps({"rounds": [{"edges": [[1, 0, 1], [2, 1, 3]]}, [[3, 0, 1], [0, 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("peers", [1, 2, 3, 8, 13])
-def test_the_shares_of_every_peer_add_up_and_one_stays_at_home(name: str, peers: int) -> None:
+def test_the_shares_of_every_peer_add_up_and_it_keeps_one(name: str, peers: int) -> None:
     topology = Topology(name, peers, degree=2 if peers > 2 else 1, seed=7)
     for number in range(1, 6):
         P = topology.matrix(number)
@@ -27,7 +27,7 @@ def test_the_shares_of_every_peer_add_up_and_one_stays_at_home(name: str, peers:
         assert (np.diag(P) > 0).all() and (P >= 0).all()
 
 
-def test_links_by_hand() -> None:
+def test_edges_by_hand() -> None:
     third, half = 1 / 3, 1 / 2
     np.testing.assert_allclose(
         Topology("ring", 4).matrix(1),
@@ -39,16 +39,16 @@ def test_links_by_hand() -> None:
     np.testing.assert_allclose(Topology("line", 3).matrix(1), [[half, third, 0], [half, third, half], [0, third, half]])
     np.testing.assert_allclose(Topology("star", 3).matrix(1), [[third, half, half], [third, half, 0], [third, 0, half]])
     np.testing.assert_allclose(Topology("complete", 5).matrix(1), np.full((5, 5), 0.2))
-    assert Topology("ring", 5).links(1).heard_by(0) == [0, 1, 4]
-    assert Topology("regular", 8, 3).links(1).sent_by(6) == dict.fromkeys((2, 5, 6, 7), 0.25)
-    assert [set(Topology("exponential", 8).links(t).sent_by(7)) - {7} for t in range(3, 7)] == [{0}, {1}, {3}, {0}]
+    assert Topology("ring", 5).edges(1).senders_to(0) == [0, 1, 4]
+    assert Topology("regular", 8, 3).edges(1).sent_by(6) == dict.fromkeys((2, 5, 6, 7), 0.25)
+    assert [set(Topology("exponential", 8).edges(t).sent_by(7)) - {7} for t in range(3, 7)] == [{0}, {1}, {3}, {0}]
 
 
-def test_links_that_are_left_out_are_kept_at_home() -> None:
-    links = Topology("ring", 4).links(1)
-    rest = links.without((links.senders == 0) & (links.receivers == 1))
-    np.testing.assert_allclose(rest.matrix(4) - links.matrix(4), [[1 / 3, 0, 0, 0], [-1 / 3, 0, 0, 0], *[[0] * 4] * 2])
-    assert len(rest.shares) == len(links.shares) - 1
+def test_a_sender_keeps_the_shares_of_removed_edges() -> None:
+    edges = Topology("ring", 4).edges(1)
+    rest = edges.without((edges.senders == 0) & (edges.receivers == 1))
+    np.testing.assert_allclose(rest.matrix(4) - edges.matrix(4), [[1 / 3, 0, 0, 0], [-1 / 3, 0, 0, 0], *[[0] * 4] * 2])
+    assert len(rest.shares) == len(edges.shares) - 1
 
 
 def test_a_random_topology_is_another_one_each_round_and_the_same_for_all() -> None:
@@ -75,23 +75,23 @@ def test_the_rate_is_the_second_eigenvalue() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_topology_closes_around_those_who_are_gone(name: str) -> None:
+def test_a_topology_closes_around_peers_that_are_gone(name: str) -> None:
     topology, alive = Topology(name, 10, 4, seed=1), [0, 1, 3, 4, 6, 9]
-    heard = np.eye(10, dtype=bool)
+    reached = np.eye(10, dtype=bool)
     for number in range(1, 60):
         P = topology.matrix(number, alive)
         np.testing.assert_allclose(P[:, alive].sum(axis=0), 1.0, atol=1e-12)
         assert not P[:, [2, 5, 7, 8]].any() and not P[[2, 5, 7, 8]].any()
-        heard = (P > 0) @ heard | heard
-    assert heard[np.ix_(alive, alive)].all()
+        reached = (P > 0) @ reached | reached
+    assert reached[np.ix_(alive, alive)].all()
 
 
 def test_a_ring_is_closed_where_a_peer_was() -> None:
-    assert Topology("ring", 5).links(1, [0, 1, 3, 4]).heard_by(3) == [1, 3, 4]
-    assert Topology("ring", 5).links(1, [2]).sent_by(2) == {2: 1.0}
+    assert Topology("ring", 5).edges(1, [0, 1, 3, 4]).senders_to(3) == [1, 3, 4]
+    assert Topology("ring", 5).edges(1, [2]).sent_by(2) == {2: 1.0}
 
 
-def test_a_file_says_who_hears_from_whom_round_by_round() -> None:
+def test_a_file_has_the_edges_of_every_round() -> None:
     topology = Topology(TWO, 3)
     np.testing.assert_allclose(topology.matrix(1), [[1 / 2, 0, 0], [1 / 2, 1 / 4, 0], [0, 3 / 4, 1]])
     np.testing.assert_allclose(topology.matrix(2), [[1, 0, 1 / 2], [0, 1, 0], [0, 0, 1 / 2]])
@@ -100,7 +100,7 @@ def test_a_file_says_who_hears_from_whom_round_by_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (CUT, "nothing of peer 1 ever reaches peer 0"),
         ("[[1, 0], [1]]", "not square"),
@@ -108,12 +108,12 @@ def test_a_file_says_who_hears_from_whom_round_by_round() -> None:
         ('{"edges": [[0, 1, 1], [0, 1, 1]]}', "twice"),
         ('{"edges": [[0, 7, 1]]}', "agents go from 0 to 2"),
         ('{"rounds": []}', "one at least"),
-        ("[1", "no JSON"),
+        ("[1", "nor valid JSON"),
         ("{}", "edges"),
     ],
 )
-def test_bad_topologies_are_refused(text: str, words: str) -> None:
-    with pytest.raises(Mistake, match=words):
+def test_bad_topologies_are_refused(text: str, message: str) -> None:
+    with pytest.raises(Mistake, match=message):
         Topology(text, 3)
 
 

@@ -1,4 +1,4 @@
-"""Links whose own side fails: a full disk, an error that nobody expected."""
+"""Failures of the local side of a neighbour: a full disk, an unexpected error."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import pytest
 from tests.gossip.network import QUICK, network, together, until
 
 
-def full(words: str) -> None:
+def full(note: str) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_note_that_cannot_be_written_ends_no_link_and_is_reported_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_note_that_cannot_be_written_ends_no_thread_and_is_reported_once(capfd: pytest.CaptureFixture[str]) -> None:
     with network("complete", 3, 4, replace(QUICK, dead=0.5), say=full) as net:
         wires = [net.start(k) for k in range(3)]
         together([lambda w=w: w.join(0) for w in wires])
-        until(lambda: wires[0]._there() == [0, 1, 2])
+        until(lambda: wires[0].pace.present() == [0, 1, 2])
         for gone in (1, 2):
             net.kill(gone)
-            until(lambda gone=gone: gone not in wires[0]._there())
-        assert all(link._thread.is_alive() for link in wires[0].links.values())
+            until(lambda gone=gone: gone not in wires[0].pace.present())
+        assert all(neighbour._thread.is_alive() for neighbour in wires[0].neighbours.values())
         back = net.start(1)
-        until(lambda: wires[0].links[1].life == back.here.identity.life)
-        until(lambda: wires[0]._there() == [0])  # in another life it has to catch up first
+        until(lambda: wires[0].neighbours[1].life == back.local.identity.life)
+        until(lambda: wires[0].pace.present() == [0])  # in another life it has to catch up first
     reports = [line for line in capfd.readouterr().err.splitlines() if line.startswith("peer 0: ")]
     assert len(reports) == 1 and "No space left on device" in reports[0] and "peer 1 is gone" in reports[0]
 
 
-def test_an_unexpected_error_ends_no_link_and_is_reported_once() -> None:
+def test_an_unexpected_error_ends_no_thread_and_is_reported_once() -> None:
     with network("complete", 2, 4) as net:
         wires = [net.start(k) for k in range(2)]
         together([lambda w=w: w.join(0) for w in wires])
-        link, calls = wires[0].links[1], list[int]()
-        greet = link.stub.Greet
+        neighbour, calls = wires[0].neighbours[1], list[int]()
+        greet = neighbour.stub.Greet
 
         def fails(*arguments: Any, **options: Any) -> Any:
             calls.append(1)
@@ -43,7 +43,7 @@ def test_an_unexpected_error_ends_no_link_and_is_reported_once() -> None:
                 raise RuntimeError("broken")
             return greet(*arguments, **options)
 
-        link.stub.Greet = fails
+        neighbour.stub.Greet = fails
         until(lambda: len(calls) > 4)
-        assert link._thread.is_alive() and link.there
-    assert [words for words in net.said if "broken" in words] == ["the link to peer 1 failed: RuntimeError: broken"]
+        assert neighbour._thread.is_alive() and neighbour.there
+    assert [note for note in net.notes if "broken" in note] == ["the exchange with peer 1 failed: RuntimeError: broken"]
