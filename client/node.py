@@ -26,19 +26,9 @@ from flwr.app import Error, Message, RecordDict
 
 from attacks.plan import Silence
 from core.errors import Failure, Mistake
-from flower.fleet import (
-    FAILED,
-    HEARTBEAT_S,
-    WRONG_APP,
-    Address,
-    FleetLink,
-    Forgotten,
-    Key,
-    RunOver,
-    TooLarge,
-    Tree,
-    Unreachable,
-)
+from flower.errors import Forgotten, RunOver, TooLarge, Unreachable
+from flower.fleet import FAILED, HEARTBEAT_S, WRONG_APP, NodeConnection, Tree
+from flower.keys import Address, Key
 from runs import digest
 from strategies.messages import RefusedError
 
@@ -83,7 +73,7 @@ class Agent:
     """An agent that this node hosts: its place on the SuperLink, and its runs by Flower's number."""
 
     number: int
-    link: FleetLink
+    link: NodeConnection
     runs: dict[int, Run] = field(default_factory=dict)
     later: dict[Future[RecordDict], tuple[Message, float]] = field(
         default_factory=dict
@@ -151,7 +141,7 @@ class Node:
         self.stop = Stop()
         self.app = digest.installed()
         self.agents = [
-            Agent(number, FleetLink(address, key, self.stop, self.stop.wait))
+            Agent(number, NodeConnection(address, key, self.stop, self.stop.wait))
             for number, key in zip_longest(agents, keys)
         ]
         self._busy: Agent | None = None  # whose message is in progress
@@ -229,7 +219,7 @@ class Node:
             if (run := agent.runs.get(run_id)) is not None:
                 before, run.last = run.last, message
                 if before is not None:
-                    agent.link.done(before)
+                    agent.link.confirm(before)
         except RunOver:
             self._forget(agent, [run_id])
         else:
@@ -322,7 +312,7 @@ class Node:
         # A resumed run keeps its name under another number: what it was before must be on disk first. And an agent that
         # others reach has one port: what is over gives it back.
         others = [(number, old) for number, old in agent.runs.items() if old is not run]
-        self._forget(agent, [number for number, old in others if old.name == run.name or agent.link.over(number)])
+        self._forget(agent, [number for number, old in others if old.name == run.name or agent.link.is_over(number)])
         run.party = self.make_party(agent.number, run.flat, run.name, self.state)
         return run.party
 
@@ -331,7 +321,7 @@ class Node:
         for run_id, run in list(agent.runs.items()):
             if time.monotonic() - run.heard > PROBE_S:
                 run.heard = time.monotonic()
-                if agent.link.over(run_id):
+                if agent.link.is_over(run_id):
                     self._forget(agent, [run_id])
 
     def _forget(self, agent: Agent, numbers: Sequence[int]) -> bool:

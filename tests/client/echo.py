@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from cli.node import parse_agents
 from client.node import Node
 from core.errors import Failure, Mistake
-from flower.fleet import Address, Key
+from flower.keys import Address, Key
 
 
 class Echo:

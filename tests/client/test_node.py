@@ -30,7 +30,7 @@ from cli.node import parse_agents
 from client.node import Node
 from core.errors import Failure, Mistake
 from flower.control import Control
-from flower.fleet import Address, Key
+from flower.keys import Address, Key
 from flower.launch import QUIET, SuperLink, free_port, marks, processes, send, spawn, superlink, wait
 from runs import digest
 from tests.client import letters
