@@ -58,9 +58,9 @@ def main(superlink: str, agents: str, state: str, app: str = "", *options: str) 
         Path(state),
         keys,
         say=lambda line: print(line, file=sys.stderr, flush=True),
+        app=app,
         **given,
     )
-    node.app = app or node.app
     node.serve()
 
 
