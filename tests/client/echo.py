@@ -20,7 +20,7 @@ from flower.keys import Address, Key
 
 
 class Echo:
-    """Sends arrays back, does what a message asks for, counts messages, and keeps the count on disk."""
+    """An agent that sends arrays back, does what a message asks for, and counts messages, also on disk."""
 
     def __init__(self, number: int, flat: Any, run: str, state: Path) -> None:
         self.number, self.path = number, state / f"{run}-{number}"
@@ -35,8 +35,8 @@ class Echo:
         if do == "break":
             raise KeyError(what)
         self.count += 1
-        said = ConfigRecord({"agent": self.number, "count": self.count})
-        return RecordDict({"said": said, **message.content.array_records})
+        echo = ConfigRecord({"agent": self.number, "count": self.count})
+        return RecordDict({"echo": echo, **message.content.array_records})
 
     def save(self) -> None:
         self.path.write_text(str(self.count))

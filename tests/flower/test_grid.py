@@ -1,4 +1,4 @@
-"""The grid behind a SuperLink, before one that writes down what it is asked."""
+"""The grid behind a SuperLink, against a fake one that records the calls."""
 
 # ruff: noqa: N802 (calls have the names of Flower's protocol)
 
@@ -37,7 +37,7 @@ Objects = tuple[ObjectTree, dict[str, bytes]]
 
 
 class Link(RuntimeServicer):
-    """Every order is answered at once by a record that names its node, or by what a test says."""
+    """A fake SuperLink. It answers every order at once with a record that names its node, or as a test sets it."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -79,7 +79,7 @@ class Link(RuntimeServicer):
         return PullObjectResponse(object_found=True, object_available=True, object_content=self.held[request.object_id])
 
     def ConfirmMessageReceived(self, request: Any, context: Any) -> ConfirmMessageReceivedResponse:
-        self.calls.append("done")
+        self.calls.append("confirm")
         return ConfirmMessageReceivedResponse()
 
 
@@ -119,10 +119,10 @@ def test_what_nodes_need_comes_first_and_what_only_the_superlink_needs_while_the
     assert link.calls == ["2 replies", "reply", "reply"]
     link.calls.clear()
     grid.push_messages(orders("second"))
-    assert link.calls == ["orders", "ConfigRecord", "RecordDict", "Message", "Message", "done", "done"]
+    assert link.calls == ["orders", "ConfigRecord", "RecordDict", "Message", "Message", "confirm", "confirm"]
 
 
-# Nodes that send what no node of ours sends.
+# Malformed replies, which no node of ours sends.
 
 
 def an_object(kind: str, children: list[ObjectTree], body: bytes) -> Objects:
