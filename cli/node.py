@@ -104,7 +104,7 @@ def node(
     from client.node import Node
     from client.party import run_name
     from core import modules, registry
-    from flower.fleet import Address, Key
+    from flower.keys import Address, Key
     from gossip.member import Door, make_party
     from strategies.messages import is_address
 

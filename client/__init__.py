@@ -1,1 +1,1 @@
-"""One party: its fleet, its worlds, alone or in a federation."""
+"""The side of the agents: a session with its fleet and worlds, the ClientApp, the long-lived node."""

@@ -1,7 +1,7 @@
-"""The ClientApp: what a stock SuperNode and Flower's simulation run when a message comes.
+"""The ClientApp, which a stock SuperNode and Flower's simulation run for every message.
 
-Both may answer each message of an agent in another process, so every training leaves a snapshot. Our own node
-(client/node.py) keeps the agent instead, and does without.
+Both may answer each message of an agent in another process, so every training saves a snapshot. Our own node
+(client/node.py) keeps the agent in memory and needs none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _here: dict[tuple[Path, str, int], Party] = {}
 
 
 def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
-    """A ClientApp; ``flat`` and ``state`` stand in for what Flower and the environment would say."""
+    """Return a ClientApp; ``flat`` replaces Flower's configuration, ``state`` the folder of the environment."""
     app = ClientApp()
 
     def reply(message: Message, context: Context) -> Message:
@@ -32,7 +32,7 @@ def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
         party = _party(context, config, state or snapshots())
         try:
             return Message(party.answer(message, keep=True), reply_to=message)
-        except Silence as silence:  # Flower takes no silence from an app
+        except Silence as silence:  # Flower requires a reply from an app
             return Message(Error(FAILED, str(silence)), reply_to=message)
 
     app.train()(reply)
@@ -42,14 +42,14 @@ def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
 
 
 def number_of(context: Context) -> int:
-    """Which agent this node is."""
+    """Return the number of the agent that a node hosts."""
     if "partition-id" not in context.node_config:
-        raise Mistake("the node does not say which agent it is: start it with --node-config 'partition-id=0'")
+        raise Mistake("the node has no agent: name one with --node-config 'partition-id=0'")
     return int(context.node_config["partition-id"])
 
 
 def snapshots() -> Path:
-    """Where this machine keeps the snapshots of agents: FEDRL_STATE, or beside the user's other temporary files."""
+    """Return the folder of this machine's snapshots: FEDRL_STATE, or one among the user's temporary files."""
     return Path(os.environ.get("FEDRL_STATE") or Path(tempfile.gettempdir()) / f"fedrl-{os.getuid()}")
 
 
@@ -57,8 +57,8 @@ def _party(context: Context, config: Any, state: Path) -> Party:
     number, name = number_of(context), run_name(config, context.run_id)
     key = (state, name, number)
     if key not in _here:
-        for gone in [other for other in _here if other[:2] != key[:2]]:
-            _here.pop(gone).close()
+        for old in [other for other in _here if other[:2] != key[:2]]:
+            _here.pop(old).close()
         _here[key] = Party(number, config, name, state)
     return _here[key]
 

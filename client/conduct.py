@@ -1,4 +1,4 @@
-"""How honest agents act and send: as they learned, at once. ``attacks.byzantine.Byzantine`` is the other way."""
+"""How agents act and send. Honest agents are here, attackers are ``attacks.byzantine.Byzantine``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agents.fleet import Fleet, Report
 
 F32 = NDArray[np.float32]
-# What some agents do: as a fleet, and as rows of a session.
+# One step of some agents: their fleet, and their rows in the session.
 Act = Callable[[Fleet, NDArray[np.int64]], tuple[F32, Report]]
 
 
@@ -29,7 +29,7 @@ class Conduct(Protocol):
 
 
 class Honest:
-    """Everybody acts in the true worlds and sends what it learned."""
+    """All agents act in their true worlds, and send what they learned, at once."""
 
     def is_honest(self, row: int) -> bool:
         return True
@@ -41,7 +41,7 @@ class Honest:
         return act(fleet, rows)
 
     def begin(self, rows: Sequence[int], number: int, parts: Sequence[str]) -> None:
-        """A round begins."""
+        """Begin a round."""
 
     def sends(self, rows: Sequence[int], number: int, honest: Mapping[str, Any]) -> Mapping[str, Any]:
         return honest

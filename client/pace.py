@@ -1,4 +1,4 @@
-"""Whether the rounds of a run end every episode of a world that cannot be saved."""
+"""A warning for worlds that cannot be saved: short rounds end their episodes early."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from strategies.method import chosen
 
 
 def cut(config: RunConfig, session: Session) -> list[str]:
-    """Return a warning when rounds end episodes before their own end, or nothing.
+    """Return a warning if rounds end episodes early, else an empty list.
 
-    A saved state ends episodes as well: checkpoints do, and in Flower's simulation every message is followed by one.
+    Saving the state ends episodes as well. Checkpoints do so, and Flower's simulation saves after every message.
     """
     worlds, name = session.worlds, f"'{config.world.id}'"
     longest, steps = worlds.horizon * worlds.copies, session.fleet.steps_of(session.round_work)

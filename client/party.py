@@ -1,4 +1,4 @@
-"""One agent of one run: its session in memory, its snapshot on disk, in a process of its own or in none for long."""
+"""One agent of one run: its session in memory, and its snapshot on disk."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from runs.config import NAME, Flat, from_flower
 from runs.peers import PEERS
 from strategies import messages
 
-# Runs whose snapshots a machine keeps; older ones go when a new run begins.
+# How many runs a machine keeps snapshots of; the oldest are deleted when a new run begins.
 KEPT = 20
-# A snapshot, and one that was being written when its process was killed.
+# A snapshot, also one that was incomplete when its process was killed.
 _SNAPSHOT = re.compile(r"agent-\d+\.npz|\.agent-\d+\.npz\.\d+")
 
 
 def run_name(flat: Flat, run_id: int) -> str:
-    """Return what a run is called on every machine, also after a resume under another of Flower's ids."""
+    """Return the name of a run. It is the same on every machine, and after a resume under another id of Flower."""
     name = str(flat.get(NAME) or f"run-{run_id}")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise Mistake(f"a run's name holds letters, digits, '-', '_' and '.', not {name!r}")
@@ -36,10 +36,11 @@ def run_name(flat: Flat, run_id: int) -> str:
 
 
 class Party:
-    """One agent, message after message; with an ``attack`` of its own it is a liar, whatever the run says.
+    """One agent of one run. With an ``attack`` it attacks, whatever the run's configuration says.
 
-    ``modules`` are those whose worlds a run may name (``module:Id-v0``), and ``plugins`` those that it may use: both
-    are imported. None: any."""
+    ``modules`` are the modules whose worlds a run may name (``module:Id-v0``), ``plugins`` the plugins that it may use.
+    Both are imported. None allows any.
+    """
 
     def __init__(
         self,
@@ -69,21 +70,21 @@ class Party:
         self._open()
 
     def answer(self, message: Message, keep: bool = False) -> RecordDict:
-        """The answer to a message; a snapshot follows a training if the message or ``keep`` asks for it.
+        """Return the answer to a message. After training a snapshot is saved if the message or ``keep`` asks for one.
 
-        An attack may make it late, or raise Silence: then there is none.
+        An attack may delay the answer, or raise ``Silence`` instead.
         """
         self._refresh()
-        (found,) = answer(self.session, [(0, message)])
+        (reply,) = answer(self.session, [(0, message)])
         if message.metadata.message_type == MessageType.TRAIN and (keep or messages.order(message).save):
             self.save()
-        if math.isinf(found.after):
-            raise Silence(f"agent {self.number} is told not to answer")
-        time.sleep(found.after)
-        return found.content
+        if math.isinf(reply.after):
+            raise Silence(f"agent {self.number} attacks by not answering")
+        time.sleep(reply.after)
+        return reply.content
 
     def save(self) -> None:
-        """Leave everything on disk that the next process needs to go on."""
+        """Save a snapshot, from which another process can go on."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.save(self.path, self.session.state(), {"agent": self.number})
         self._stamp = self._on_disk()
@@ -98,27 +99,29 @@ class Party:
             self.session.load_state(checkpoints.load(self.path)[0])
 
     def _refresh(self) -> None:
-        """Another process may have answered since (Flower's simulation moves agents about): its snapshot holds."""
+        """Reload the snapshot if another process wrote a newer one. Flower's simulation moves agents about."""
         if self._on_disk() != self._stamp:
             self.session.close()
             self._open()
 
     def _on_disk(self) -> tuple[int, int] | None:
+        """Return what identifies the version of the snapshot; None if there is none."""
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
 
 
 def _forget_old_runs(state: Path) -> None:
+    """Delete the snapshots of the oldest runs."""
     runs = [path for path in state.glob("*") if _is_ours(path)] if state.is_dir() else []
     for path in sorted(runs, key=lambda path: path.stat().st_mtime)[: -KEPT + 1]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder holds what agents of a run leave and nothing else: --state may name one with a user's own."""
+    """Return whether a folder holds snapshots of a run only: --state may name a folder with a user's files."""
     try:
         inside = list(path.iterdir()) if path.is_dir() and not path.is_symlink() else []
         peers = list((path / PEERS).iterdir()) if (path / PEERS).is_dir() else []
@@ -126,6 +129,6 @@ def _is_ours(path: Path) -> bool:
         return False
     return (
         bool(inside)
-        and all(_SNAPSHOT.fullmatch(one.name) or one.name == PEERS for one in inside)
-        and all(one.name.isdecimal() and (one / "metrics.jsonl").is_file() for one in peers)
+        and all(_SNAPSHOT.fullmatch(entry.name) or entry.name == PEERS for entry in inside)
+        and all(peer.name.isdecimal() and (peer / "metrics.jsonl").is_file() for peer in peers)
     )

@@ -1,4 +1,4 @@
-"""One party: its fleet, its worlds, and the worlds in which it is evaluated."""
+"""A session: a fleet, its worlds, and the worlds in which it is evaluated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from strategies.method import chosen
 
 
 class Session(Rows):
-    """A fleet with its worlds. Everything that a resume needs is its ``state()``."""
+    """A fleet with its worlds. Its ``state()`` holds everything that a resumed run needs."""
 
     ROWS = ("fleet",)
 
@@ -39,18 +39,18 @@ class Session(Rows):
         chosen(config).prepare(config, self.fleet, whole=len(self.numbers) == config.agents)
         self.conduct = conduct(config, self.fleet, self.numbers)
         self.round_work = self.fleet.usual_work if config.work is None else config.work
-        self.judges = None
+        self.evaluation = None
         if config.evaluate_episodes:
-            judged = replace(config.world, copies=config.evaluate_episodes, workers=0)
-            self.judges = make_worlds(judged, seeds, self.numbers, purpose="judge")
-            self.judges.frozen = True
+            evaluated = replace(config.world, copies=config.evaluate_episodes, workers=0)
+            self.evaluation = make_worlds(evaluated, seeds, self.numbers, purpose="judge")
+            self.evaluation.frozen = True
 
     def train(
         self, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0, pause: str = ""
     ) -> Report:
-        """Train all agents, or those of some rows; ``settle`` ends their episodes where a state could not hold them.
+        """Train all agents, or those of some rows. ``settle`` ends episodes that a saved state could not hold.
 
-        The last update may ``pause`` at the exchange of a part.
+        With ``pause`` the last update stops before the exchange of that part.
         """
 
         def act(fleet: Fleet, rows: NDArray[np.int64]) -> tuple[F32, Report]:
@@ -61,45 +61,46 @@ class Session(Rows):
     def measure(
         self, part: str, work: int, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0
     ) -> tuple[F32, Report]:
-        """A gradient of a part for all agents, or those of some rows, on so much fresh data."""
+        """Measure a gradient of a part for all agents, or those of some rows, on fresh data."""
         return self.work(lambda fleet, rows: fleet.measure(part, work), rows, settle, number)
 
     def work(
         self, act: Act, rows: Sequence[int] | None = None, settle: bool = False, number: int = 0
     ) -> tuple[F32, Report]:
-        """Let all agents act in round ``number``, or those of some rows."""
+        """Run one step of all agents, or those of some rows, in round ``number``."""
         rows = range(len(self.numbers)) if rows is None else rows
         whole = len(rows) == len(self.numbers)
         fleet: Fleet = self.fleet if whole else self.fleet.take(rows)
-        answer = self.conduct.act(fleet, np.asarray(rows, np.int64), number, act)
+        result = self.conduct.act(fleet, np.asarray(rows, np.int64), number, act)
         if settle:
             fleet.settle()
         if not whole:
             self.fleet.put(rows, fleet)
-        return answer
+        return result
 
     def first_weights(self) -> dict[str, F32]:
-        """Return the weights (d,) that the first agent of the run begins with, by part."""
+        """Return the initial weights (d,) of the first agent of the run, by part."""
         if self.numbers[0] == 0:
             return {name: rows[0].copy() for name, rows in self.fleet.parts.items()}
         with closing(Session(replace(self.config, evaluate_episodes=0), [0])) as first:
             return {name: rows[0].copy() for name, rows in first.fleet.parts.items()}
 
     def evaluate(self, rows: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """Return the returns (agents, episodes) in the world as each agent knows it now.
+        """Evaluate in each agent's world as it is at the agent's step; return the returns (agents, episodes).
 
-        An evaluation changes nothing: time stands still in its worlds, and its episodes depend on an agent's progress.
+        An evaluation changes nothing: time does not pass in its worlds. Its episodes depend on an agent's progress.
         """
-        if self.judges is None:
-            raise Mistake("'evaluate-episodes' is 0: there are no worlds to judge in")
-        self.judges.steps[...] = self.worlds.steps
-        self.judges.begin_anew(self.fleet.progress)
-        fleet, judges = self.fleet, self.judges
+        if self.evaluation is None:
+            raise Mistake("'evaluate-episodes' is 0: there are no worlds to evaluate in")
+        self.evaluation.steps[...] = self.worlds.steps
+        self.evaluation.begin_anew(self.fleet.progress)
+        fleet, worlds = self.fleet, self.evaluation
         if rows is not None and len(rows) < len(self.numbers):
-            fleet, judges = fleet.take(rows), judges.take(rows)
-        return fleet.evaluate(judges, explore=self.config.evaluate == "sampled")
+            fleet, worlds = fleet.take(rows), worlds.take(rows)
+        return fleet.evaluate(worlds, explore=self.config.evaluate == "sampled")
 
     def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
+        """Load a state; refuse one with arrays that this session does not have."""
         unknown = sorted(set(state) - {where + name for name in self.state()})
         if unknown:
             raise Failure(f"the checkpoint has '{unknown[0]}', which this run does not: another configuration wrote it")
@@ -107,12 +108,12 @@ class Session(Rows):
 
     def close(self) -> None:
         self.worlds.close()
-        if self.judges is not None:
-            self.judges.close()
+        if self.evaluation is not None:
+            self.evaluation.close()
 
 
 def make_fleet(config: RunConfig, worlds: Worlds, seeds: Sequence[int]) -> Fleet:
-    """Return the fleet that the configuration names, over these worlds."""
+    """Return a fleet of the configured algorithm over these worlds."""
     fleet = registry.get("agent", config.algorithm, "algorithm").value(config.learner, worlds, seeds)
     assert isinstance(fleet, Fleet)
     return fleet
@@ -127,7 +128,7 @@ def conduct(config: RunConfig, fleet: Fleet, numbers: Sequence[int]) -> Conduct:
 
 
 def limit_threads(count: int) -> None:
-    """Give BLAS and torch so many threads. For entry points: the setting holds for the whole process."""
+    """Set the number of threads of BLAS and torch. For entry points: the setting holds for the whole process."""
     threadpool_limits(count)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(count)

@@ -1,9 +1,8 @@
-"""The grid behind a SuperLink: Flower's, for short rounds, and with a limit to what one reply may hold.
+"""The server's grid behind a SuperLink: fast polls, and a limit to the size of a reply.
 
-Flower's own grid waits seconds between two looks, starts a pool of threads per message, and stops at a reply whose
-objects are still on their way. Here a reply that has been announced is looked at again with the next question, the
-others are not kept waiting, and no object is taken that is larger than such a fleet can send. What the nodes need comes
-first, and what only the SuperLink needs while they work.
+Flower's own grid waits seconds between two polls, starts a thread pool per message, and blocks on a reply whose objects
+are still on their way. This grid looks at such a reply again at the next poll, and takes no object that is larger than
+an honest reply. It sends first what the nodes need. What only the SuperLink needs is sent while the nodes work.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from flwr.superlink.grid import GrpcGrid
 from flower import objects
 from strategies.messages import MALFORMED, OVERSIZED
 
-REASON = 1000  # characters with which a reply may say why it is none
-MOST_OBJECTS = 64  # of Flower's, in one reply; ours have one, those of stock SuperNodes three
+REASON = 1000  # the most characters of an error's reason
+MOST_OBJECTS = 64  # the most objects of a reply; a reply of our nodes has one, of stock SuperNodes three
 
 
 @dataclass
-class _Coming:
-    """A reply that was announced; its objects follow."""
+class _Incoming:
+    """A reply that was announced, and those of its objects that have arrived."""
 
     head: Message
     tree: ObjectTree
@@ -51,37 +50,41 @@ class _Coming:
     contents: dict[str, bytes] = field(default_factory=dict)
 
 
-def behind_superlink(grid: Grid, limit: int, patience: float) -> LinkGrid | None:
+def behind_superlink(grid: Grid, limit: int, patience: float) -> SuperLinkGrid | None:
     """Return our grid in place of Flower's where a SuperLink serves it; None in a simulation or a test."""
-    return LinkGrid(grid, limit, patience) if isinstance(grid, GrpcGrid) else None
+    return SuperLinkGrid(grid, limit, patience) if isinstance(grid, GrpcGrid) else None
 
 
-class LinkGrid(Grid):
-    """``limit``: the bytes that one reply may hold. ``patience``: the seconds that its objects may take."""
+class SuperLinkGrid(Grid):
+    """The server's way to its nodes: who is there, send, receive.
+
+    ``limit`` is the most bytes of a reply. ``patience`` is how many seconds its objects may take to arrive.
+    """
 
     def __init__(self, grid: GrpcGrid, limit: int, patience: float) -> None:
         self._grid, self._limit, self._patience = grid, limit, patience
-        self._coming: dict[str, _Coming] = {}  # by the message that they answer
-        self._read: list[_Coming] = []  # what the SuperLink still keeps for us
-        badges = [RuntimeVersionClientInterceptor("flwr-serverapp"), RuntimeTokenClientInterceptor(grid._token)]
-        # A connection of its own: an object's size is known before its bytes are taken, and then it is refused.
-        self._objects = RuntimeStub(create_channel(grid._addr, grid._insecure, grid._cert, limit, badges))
+        self._incoming: dict[str, _Incoming] = {}  # by the id of the message that they answer
+        self._unconfirmed: list[_Incoming] = []  # received; the SuperLink still keeps them
+        interceptors = [RuntimeVersionClientInterceptor("flwr-serverapp"), RuntimeTokenClientInterceptor(grid._token)]
+        # A channel of its own with a limit: an object that is too large is refused before its bytes are received.
+        self._objects = RuntimeStub(create_channel(grid._addr, grid._insecure, grid._cert, limit, interceptors))
         wrap_stub(self._objects, grid._retry_invoker)
 
     def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the connected nodes."""
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send messages; the ids under which they are answered, empty for those that were not taken."""
+        """Send messages; return their ids, empty for those that the SuperLink did not take."""
         messages = list(messages)
         if not messages:
             return []
         with no_object_id_recompute():
             parts: dict[str, InflatableObject] = {}
             for message in messages:
-                own = message.metadata.__dict__
-                own["_run_id"], own["_src_node_id"] = self.run.run_id, self._grid.node.node_id
-                own["_message_id"] = message.object_id
+                metadata = message.metadata.__dict__
+                metadata["_run_id"], metadata["_src_node_id"] = self.run.run_id, self._grid.node.node_id
+                metadata["_message_id"] = message.object_id
                 parts |= get_all_nested_objects(message)
             response = self._grid._stub.PushMessages(
                 PushAppMessagesRequest(
@@ -90,86 +93,87 @@ class LinkGrid(Grid):
                 )
             )
             missing = set(response.objects_to_push)
-            # Records first: a node that has its record begins (client/node.py keeps the rest until its next message).
-            for name, one in sorted(parts.items(), key=lambda item: -_DEPTH.get(type(item[1]), 2)):
+            # Records first: a node starts as soon as it has its record (see ``fleet.NodeConnection.fetch``).
+            for name, part in sorted(parts.items(), key=lambda item: -_DEPTH.get(type(item[1]), 2)):
                 if name in missing:
                     request = PushObjectRequest(
-                        node=self._grid.node, run_id=self.run.run_id, object_id=name, object_content=one.deflate(),
+                        node=self._grid.node, run_id=self.run.run_id, object_id=name, object_content=part.deflate(),
                         session_id=response.session_id,
                     )  # fmt: skip
                     self._grid._stub.PushObject(request)
-        while self._read:
-            self._done(self._read.pop())
+        while self._unconfirmed:
+            self._confirm(self._unconfirmed.pop())
         return list(response.message_ids)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies to these messages that have come whole, and an error for each that never will."""
+        """Return the complete replies to these messages, and an error for each that will not arrive."""
         names = set(message_ids)
-        for name in self._coming.keys() - names:  # nobody waits for it any more
-            self._read.append(self._coming.pop(name))
-        if fresh := names - self._coming.keys():
+        for name in self._incoming.keys() - names:  # the caller no longer waits for it
+            self._unconfirmed.append(self._incoming.pop(name))
+        if fresh := names - self._incoming.keys():
             response = self._grid._stub.PullMessages(PullAppMessagesRequest(message_ids=fresh))
             for proto, tree in zip(response.messages_list, response.message_object_trees, strict=True):
                 head = message_from_proto(proto)
-                self._coming[head.metadata.reply_to_message_id] = _Coming(head, tree)
-        found = []
-        for name, one in list(self._coming.items()):
-            message = self._whole(one)
+                self._incoming[head.metadata.reply_to_message_id] = _Incoming(head, tree)
+        replies = []
+        for name, incoming in list(self._incoming.items()):
+            message = self._complete(incoming)
             if message is not None:
-                self._read.append(self._coming.pop(name))
-                found.append(message)
-        return found
+                self._unconfirmed.append(self._incoming.pop(name))
+                replies.append(message)
+        return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        names, found, begun = set(self.push_messages(messages)), list[Message](), time.monotonic()
+        names, replies, begun = set(self.push_messages(messages)), list[Message](), time.monotonic()
         while names and (timeout is None or time.monotonic() - begun < timeout):
             if new := self.pull_messages(names):
-                found += new
+                replies += new
                 names -= {message.metadata.reply_to_message_id for message in new}
             else:
                 time.sleep(0.02)
-        return found
+        return replies
 
-    def _whole(self, one: _Coming) -> Message | None:
-        """The reply, if all of it is here; an error if it is too large, or did not come in time."""
-        if one.head.has_error():  # it came with the announcement
-            return self._error(one, str(one.head.error.reason)[:REASON], one.head.error.code)
-        names = objects.names(one.tree)
-        if len(names) > MOST_OBJECTS:  # each is a call, however small it is
-            return self._error(one, f"{MALFORMED}: {len(names)} objects, and replies have at most {MOST_OBJECTS}")
+    def _complete(self, incoming: _Incoming) -> Message | None:
+        """Return the reply if all of it has arrived, an error if it is too large or too late, else None."""
+        if incoming.head.has_error():  # the error came with the announcement
+            return self._error(incoming, str(incoming.head.error.reason)[:REASON], incoming.head.error.code)
+        names = objects.names(incoming.tree)
+        if len(names) > MOST_OBJECTS:  # every object costs a call, however small it is
+            return self._error(incoming, f"{MALFORMED}: {len(names)} objects, and a reply has at most {MOST_OBJECTS}")
         for name in names:
-            if name in one.contents:
+            if name in incoming.contents:
                 continue
-            request = PullObjectRequest(node=self._grid.node, run_id=one.head.metadata.run_id, object_id=name)
+            request = PullObjectRequest(node=self._grid.node, run_id=incoming.head.metadata.run_id, object_id=name)
             try:
                 answer = self._objects.PullObject(request)
             except grpc.RpcError as error:
                 if cast(grpc.Call, error).code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                     raise
-                return self._error(one, f"{OVERSIZED}: more than {self._limit:,} bytes")
+                return self._error(incoming, f"{OVERSIZED}: more than {self._limit:,} bytes")
             if not answer.object_available:
-                if not answer.object_found or time.monotonic() - one.since > self._patience:
-                    return self._error(one, "the reply was announced, and did not come")
+                if not answer.object_found or time.monotonic() - incoming.since > self._patience:
+                    return self._error(incoming, "the reply was announced, and did not arrive")
                 return None
-            one.contents[name] = answer.object_content
-            if sum(map(len, one.contents.values())) > self._limit:
-                return self._error(one, f"{OVERSIZED}: more than {self._limit:,} bytes")
+            incoming.contents[name] = answer.object_content
+            if sum(map(len, incoming.contents.values())) > self._limit:
+                return self._error(incoming, f"{OVERSIZED}: more than {self._limit:,} bytes")
         try:
-            return make_message(one.head.metadata, objects.content(one.tree, one.contents))
-        except Exception as error:  # what bytes raise that are no record depends on the bytes
-            words = f"{MALFORMED}: {type(error).__name__}: {' '.join(str(error).split())}"
-            return self._error(one, words[:REASON])
+            return make_message(incoming.head.metadata, objects.content(incoming.tree, incoming.contents))
+        except Exception as error:  # malformed bytes may raise any exception
+            reason = f"{MALFORMED}: {type(error).__name__}: {' '.join(str(error).split())}"
+            return self._error(incoming, reason[:REASON])
 
-    def _done(self, one: _Coming) -> None:
-        """The SuperLink may drop the reply."""
+    def _confirm(self, incoming: _Incoming) -> None:
+        """Confirm receipt, so that the SuperLink can delete the reply."""
+        metadata = incoming.head.metadata
         request = ConfirmMessageReceivedRequest(
-            node=self._grid.node, run_id=one.head.metadata.run_id, message_object_id=one.head.metadata.message_id
+            node=self._grid.node, run_id=metadata.run_id, message_object_id=metadata.message_id
         )
         self._grid._stub.ConfirmMessageReceived(request)
 
     @staticmethod
-    def _error(one: _Coming, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:
-        return make_message(one.head.metadata, error=Error(code, reason))
+    def _error(incoming: _Incoming, reason: str, code: int = ErrorCode.MESSAGE_UNAVAILABLE) -> Message:
+        return make_message(incoming.head.metadata, error=Error(code, reason))
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -182,5 +186,5 @@ class LinkGrid(Grid):
         raise NotImplementedError("use Message(...)")
 
 
-# How far down its message an object stands; records are at the bottom.
+# The depth of an object in its message; records are the deepest.
 _DEPTH: dict[type, int] = {Message: 0, RecordDict: 1}

@@ -1,1 +1,1 @@
-"""The party that gathers."""
+"""The server of a federation: its rounds, its ServerApp, and the engines that run it."""

@@ -1,4 +1,4 @@
-"""Where a run happens: here, in Flower's simulation, behind a SuperLink with nodes of ours, among peers."""
+"""The engines: a run in this process, in Flower's simulation, behind a SuperLink with nodes of ours, or among peers."""
 
 from __future__ import annotations
 
@@ -39,16 +39,17 @@ ENDED_EARLY = 130  # the exit code of a process that was asked to stop
 
 
 def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
-    """The session of the process that gathers: all agents in the local engine, elsewhere one, to know what weights are.
+    """Check the configuration, and return the session of the server's process.
 
-    Whatever is wrong with the configuration is found here, before anything starts.
+    The session has all agents in the engines local and gossip. Elsewhere it has one, from which the server knows the
+    layout of the weights.
     """
     if nodes and config.engine != "grpc":
         raise Mistake(f"--nodes is for the engine grpc, not {config.engine}")
     if superlink and config.engine != "grpc":
         raise Mistake(f"--superlink is for the engine grpc, not {config.engine}")
     if superlink and nodes:
-        raise Mistake("--nodes starts nodes here; those of a SuperLink are there already: leave one of the two away")
+        raise Mistake("--nodes starts nodes here; a SuperLink has its own nodes: remove one of the two options")
     if superlink:
         refuse_certificates(config)
     if nodes > config.agents:
@@ -61,7 +62,7 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
 
 
 def reach(superlink: str, roots: Path | None) -> None:
-    """Raise ``Failure`` where no SuperLink answers, before a run directory is made for a run that cannot begin."""
+    """Raise ``Failure`` if no SuperLink answers, before a directory is made for a run that cannot begin."""
     with Control(superlink, roots) as control:
         control.reach()
 
@@ -70,18 +71,18 @@ def run(
     config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int = 0,
     superlink: str = "", roots: Path | None = None,
 ) -> Record:  # fmt: skip
-    """Run or go on with a run in its directory; returns the summary.
+    """Run or resume a run in its directory; return the summary.
 
-    ``tell`` gets the record of every round, ``say`` what people should know, ``stop`` says whether they want an end.
-    ``superlink`` is the control API of one that serves already; otherwise the engine grpc starts its own.
+    ``tell`` receives the record of every round, ``say`` a line for the user; ``stop`` returns whether a stop was
+    requested. ``superlink`` is the Control API of a running SuperLink; without it the engine grpc starts its own.
     """
     directory.go_on()
     serverless = config.engine == "gossip" or (chosen(config).serverless and config.engine == "local")
-    warnings = cut(config, session) if serverless else []  # a server warns by itself
-    for words in warnings:
-        if not any(known.endswith(words) for known in directory.notes()):
-            directory.note(words)
-            say(words)
+    warnings = cut(config, session) if serverless else []  # a server prints its own warnings
+    for warning in warnings:
+        if not any(note.endswith(warning) for note in directory.notes()):
+            directory.note(warning)
+            say(warning)
     if config.engine == "gossip":
         return run_gossip(config, directory, tell, say, stop, warnings)
     if serverless:
@@ -96,11 +97,11 @@ def run(
 
 
 def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: Tell, say: Say, stop: Stop) -> Record:
-    """Flower's simulation: agents in Ray's actors, between which they hop; their snapshots lie in the directory."""
-    # Ray forks after gRPC has started threads; without this its start is flaky.
+    """Run in Flower's simulation: Ray's actors answer for the agents, whose snapshots are in the run's directory."""
+    # Ray forks after gRPC has started threads. Without GRPC_ENABLE_FORK_SUPPORT=0 its start is flaky.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0", "FLWR_TELEMETRY_ENABLED": "0"}
-    # Ray's processes listen on every interface. Without a token, whoever reaches them has code executed.
-    # One token for all runs of this process: Ray reads it once.
+    # Ray's processes listen on every interface. Without a token, any caller can execute code in them.
+    # Ray reads the token once, so all runs of this process share one.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from flwr.app import Context
@@ -110,11 +111,11 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
     from client.client_app import make_app
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    server, found = ServerApp(), Record()
+    server, summary = ServerApp(), Record()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        found.update(federate(config, grid, directory, session, tell, stop, say))
+        summary.update(federate(config, grid, directory, session, tell, stop, say))
 
     flat = flat_for_flower(config) | {NAME: directory.name}
     cores = os.cpu_count() or 1
@@ -127,11 +128,11 @@ def run_ray(config: RunConfig, session: Session, directory: RunDirectory, tell: 
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )
-    return found
+    return summary
 
 
 def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: int) -> Record:
-    """A stock SuperLink and nodes of ours as processes on this machine; all of them end with the run."""
+    """Run a stock SuperLink and nodes as processes on this machine; all of them end with the run."""
     from flower.launch import processes, start_node, superlink
 
     place = directory.path.resolve()
@@ -142,44 +143,44 @@ def run_grpc(config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, s
     extra += [word for plugin in config.plugins for word in ("--plugin", plugin)]
     if chosen(config).serverless:
         extra += ["--peers", "127.0.0.1"]
-        own = config.of(GossipConfig)
-        if own.certificates:
-            extra += ["--certificates", str(Path(own.certificates).resolve())]
-            config = config.replace_options(replace(own, certificates=""))
-    os.environ[PLUGINS] = ",".join(config.plugins)  # the ServerApp inherits what this user named
+        options = config.of(GossipConfig)
+        if options.certificates:
+            extra += ["--certificates", str(Path(options.certificates).resolve())]
+            config = config.replace_options(replace(options, certificates=""))
+    os.environ[PLUGINS] = ",".join(config.plugins)  # the ServerApp inherits the plugins that this user named
     with superlink(home, log=place / "logs" / "superlink.log") as link, processes() as started:
         for index in range(nodes):
             hosted = list(range(index, config.agents, nodes))
             log = place / "logs" / f"node-{index}.log"
             started.append(start_node(link.fleet, hosted, place / "agents", log, extra))
         with Control(link.control) as control:
-            found = _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
+            summary = _submit(control, config, directory, tell, say, stop, started, f"its log: {link.log}")
     if chosen(config).serverless:
-        # Weights went between nodes only; these are here, and so is what each has saved when it ended.
+        # Weights went between nodes only. These nodes run here, and each has saved its weights when it ended.
         parts = [place / "agents" / directory.name / PEERS / str(agent) for agent in range(config.agents)]
         _keep_weights(directory, [RunDirectory(part) for part in parts], say)
-    return found
+    return summary
 
 
 def run_there(
     config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, superlink: str, roots: Path | None
 ) -> Record:
-    """A SuperLink that serves, and nodes that live, wherever they are; it sees the run's directory under our path."""
+    """Run on a SuperLink and nodes that are running already. The SuperLink sees the run's directory under our path."""
     with Control(superlink, roots) as control:
-        found = _submit(control, config, directory, tell, say, stop, [], f"the log of the SuperLink at {superlink}")
+        summary = _submit(control, config, directory, tell, say, stop, [], f"the log of the SuperLink at {superlink}")
     if not directory.begun:
         raise Failure(
             f"the run went somewhere else: the SuperLink at {superlink} does not see {directory.path.resolve()}; "
             "choose an --out that both machines share"
         )
-    return found
+    return summary
 
 
 def _submit(
     control: Control, config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop,
     nodes: list[Popen[bytes]], log: str,
 ) -> Record:  # fmt: skip
-    """Submit the run, show what happens, and wait until it is over; ended with us, whatever ends us."""
+    """Submit the run, show its progress, and wait until it is over. An error or Ctrl-C here stops the run."""
     place = {DIRECTORY: str(directory.path.resolve()), NAME: directory.name}
     run_id = control.submit(Path(__file__).parents[1], ABOUT_THE_RUN | flat_for_flower(config) | place)
     try:
@@ -193,28 +194,28 @@ def _submit(
         raise Failure(f"the run {status.sub_status}: {status.details or 'no reason was given'} ({log})")
     records = directory.read_metrics()
     finished = bool(records) and config.over(records[-1]["round"], records[-1]["steps"])
-    found = figures.summary(records) | over_rounds(records)
-    return found | {"run_dir": str(directory.path), "interrupted": not finished}
+    summary = figures.summary(records) | over_rounds(records)
+    return summary | {"run_dir": str(directory.path), "interrupted": not finished}
 
 
 def run_gossip(
     config: RunConfig, directory: RunDirectory, tell: Tell, say: Say, stop: Stop, warnings: Sequence[str] = ()
 ) -> Record:
-    """Peers as processes on this machine, each with a directory of its own below the run's; all end with the run.
+    """Run peers as processes on this machine, each in a directory below the run's; all end with the run.
 
-    ``warnings`` are known to people already: peers that repeat them are not shown.
+    ``warnings`` were printed already: they are not repeated for each peer.
     """
     from flower.launch import free_port, processes, running, send, start_peer
 
     place = directory.path.resolve()
     if not config.of(GossipConfig).roster:
-        here = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
-        config = config.replace_options(replace(config.of(GossipConfig), roster=here))
+        roster = {str(peer): f"127.0.0.1:{free_port()}" for peer in range(config.agents)}
+        config = config.replace_options(replace(config.of(GossipConfig), roster=roster))
     conf = place / "peers.toml"
     conf.write_text(tomli_w.dumps(written(config)))
     logs = [place / "logs" / f"peer-{peer}.log" for peer in range(config.agents)]
-    together, asked, failed = Together(directory, config.agents), False, dict[int, str]()
-    said = [len(part.notes()) for part in together.parts]
+    together, stopping, failed = Together(directory, config.agents), False, dict[int, str]()
+    shown = [len(part.notes()) for part in together.parts]  # notes per peer
     with processes() as started:
         for peer in range(config.agents):
             started.append(start_peer(conf, peer, together.parts[peer].path.resolve(), logs[peer]))
@@ -223,17 +224,19 @@ def run_gossip(
             for record in together.news(working):
                 tell(record)
             for peer, part in enumerate(together.parts):
-                for words in part.notes()[said[peer] :]:
-                    said[peer] += 1
-                    if not any(words.endswith(known) for known in warnings):
-                        say(f"peer {peer}: {words}")
+                for note in part.notes()[shown[peer] :]:
+                    shown[peer] += 1
+                    if not any(note.endswith(warning) for warning in warnings):
+                        say(f"peer {peer}: {note}")
             for peer, process in enumerate(started):
                 if peer not in failed and process.returncode not in (None, 0, ENDED_EARLY):
-                    failed[peer] = (logs[peer].read_text(errors="replace").strip().splitlines() or ["no word"])[-1]
+                    failed[peer] = (
+                        logs[peer].read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+                    )[-1]
                     say(f"peer {peer} has failed: {failed[peer]}")
-            if stop() and not asked:
+            if stop() and not stopping:
                 send(running(started), signal.SIGTERM)
-                asked = True
+                stopping = True
             if not any(working):
                 break
             time.sleep(0.1)
@@ -249,36 +252,36 @@ def run_gossip(
 def _keep_weights(directory: RunDirectory, parts: Sequence[RunDirectory], say: Say) -> None:
     if without := save_weights(directory, parts):
         numbers = ", ".join(map(str, without))
-        say(f"no weights of peer {numbers}: those of the others lie in {parts[0].path.resolve().parent}")
+        say(f"no weights of peer {numbers}: those of the others are in {parts[0].path.resolve().parent}")
 
 
 def _follow(
     status: Callable[[], Status], directory: RunDirectory, tell: Tell, say: Say, stop: Stop, nodes: list[Popen[bytes]]
 ) -> Status:
-    """Show what another process writes into the directory until its run is over."""
-    told, said = max(directory.saved_rounds(), default=0), len(directory.notes())
-    asked, looked = False, 0.0
+    """Show the records and notes that another process writes into the directory, until its run is over."""
+    last_round, shown = max(directory.saved_rounds(), default=0), len(directory.notes())
+    stopping, polled = False, 0.0
     while True:
-        # Seldom: the SuperLink writes a line into its log each time.
-        over = None
-        if time.monotonic() - looked > _STATUS_S:
-            over, looked = status(), time.monotonic()
-        for words in directory.notes()[said:]:
-            said += 1
-            say(words)
+        current = None
+        # Rarely: the SuperLink writes a line into its log each time.
+        if time.monotonic() - polled > _STATUS_S:
+            current, polled = status(), time.monotonic()
+        for note in directory.notes()[shown:]:
+            shown += 1
+            say(note)
         for record in directory.read_metrics():
-            if record["round"] > told:
-                told = record["round"]
+            if record["round"] > last_round:
+                last_round = record["round"]
                 tell(record)
-        if over is not None and over.over:
-            return over
-        if stop() and not asked:
+        if current is not None and current.over:
+            return current
+        if stop() and not stopping:
             directory.ask_to_stop()
-            asked = True
+            stopping = True
         if nodes and all(node.poll() is not None for node in nodes):
-            raise Failure(f"all nodes have ended; their last words are in {directory.path / 'logs'}")
+            raise Failure(f"all nodes have ended; see their logs in {directory.path / 'logs'}")
         time.sleep(0.1)
 
 
-# Seconds between looks at how a run stands.
+# Seconds between two looks at the status of a run.
 _STATUS_S = 0.5

@@ -1,4 +1,4 @@
-"""One run with a server: rounds, checkpoints, summary. Whoever takes part, and wherever they are."""
+"""One run with a server, on any grid: rounds, checkpoints, summary."""
 
 from __future__ import annotations
 
@@ -49,15 +49,13 @@ def check(config: RunConfig) -> None:
             "could reach it: take local, gossip, or grpc with nodes of ours"
         )
     elif config.engine == "grpc" and config.of(GossipConfig).roster:
-        raise Mistake("the nodes say where they are, and the server tells the others: leave 'gossip.roster' away")
+        raise Mistake("nodes report their addresses to the server, so 'gossip.roster' is not used with grpc: remove it")
 
 
 def refuse_certificates(config: RunConfig) -> None:
-    """Nodes behind a SuperLink have certificates of their own."""
+    """Refuse ``gossip.certificates`` for a run behind a SuperLink: its nodes have certificates of their own."""
     if chosen(config).serverless and config.of(GossipConfig).certificates:
-        raise Mistake(
-            "nodes have certificates of their own (fedrl node --certificates): leave 'gossip.certificates' away"
-        )
+        raise Mistake("nodes have certificates of their own (fedrl node --certificates): remove 'gossip.certificates'")
 
 
 def federate(
@@ -67,12 +65,13 @@ def federate(
     session: Session,
     tell: Callable[[Record], None] = lambda record: None,
     stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = lambda words: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Record:
-    """Rounds until the run is over or somebody asks to stop; returns the summary.
+    """Run rounds until the run is over or a stop is requested; return the summary.
 
-    Goes on where the directory's last checkpoint is. ``session`` is the server's own: with all agents in the local
-    engine, where it is part of the checkpoint, with the first one elsewhere, to know what weights are.
+    The run goes on from the last checkpoint of its directory. ``session`` is the server's own. In the local engine it
+    has all agents and is part of the checkpoint. Elsewhere it has the first agent, from which the server knows the
+    layout of the weights.
     """
     # A ServerApp whose SuperLink was killed lives on for ten seconds.
     with directory.held(20.0):
@@ -88,28 +87,28 @@ def _federate(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Record:
-    here = isinstance(grid, LocalGrid)
+    is_local = isinstance(grid, LocalGrid)
     strategy = make_strategy(config, session)
     saved, meta = directory.load_checkpoint()
     ledger = Ledger(config.agents, not config.evaluate_episodes, meta.get("wall_s", 0.0))
 
-    def both(words: str) -> None:
-        directory.note(words)
-        say(words)
+    def report(line: str) -> None:
+        directory.note(line)
+        say(line)
 
-    # Agents of some strategies take an inner loop of steps whose number only they know.
+    # Agents of some strategies have an inner loop, and only they know its number of steps.
     bounds = session.fleet.bounds if chosen(config).bounded else None
-    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, both, bounds)
+    rounds = Rounds(grid, strategy, config.federation, config.seed, ledger, stop, report, bounds)
     number = int(meta.get("round", 0))
     directory.rewind(number)
     if meta:
         strategy.load_state(_within("strategy.", saved))
-        if here:
+        if is_local:
             session.load_state(_within("agents.", saved))
         ledger.lived, ledger.reasons = list(meta["lived"]), Counter(meta["reasons"])
         rounds.health.load(meta["health"])
     about = {"algorithm": config.algorithm, "world": config.world.id}
-    kept = _Kept(rounds, session if here else None)
+    kept = _Kept(rounds, session if is_local else None)
     keeper = Keeper(directory, kept, config.checkpoints, about)
     trackers = Trackers(
         directory.path, flatten(config), config.tensorboard, config.wandb, int(np.mean(ledger.lived)) if meta else 0
@@ -117,8 +116,8 @@ def _federate(
     gained, plan = [0] * config.agents, Plan(config.attack, config.agents)
     with closing(trackers), closing(Unseen(config, session)) as unseen:
         try:
-            for words in [] if number else chosen(config).warnings(config) + cut(config, session):
-                both(words)
+            for warning in [] if number else chosen(config).warnings(config) + cut(config, session):
+                report(warning)
             rounds.gather_parties()
             while not (config.over(number, ledger.lived) or stop()):
                 this, lived = number + 1, list(ledger.lived)
@@ -127,21 +126,21 @@ def _federate(
                     "settle": strategy.passes(this, config.settle_every),
                     "save": strategy.passes(this, config.checkpoint_every) or last,
                 }
-                judge = strategy.passes(this, config.federation.evaluate_every) or last
-                strategy.evaluated = judge and config.evaluate_episodes > 0
-                record = rounds.round(this, extra, judge and config.evaluate_episodes > 0)
-                record |= unseen.judge(kept.learned()) if judge else {}
+                evaluate = strategy.passes(this, config.federation.evaluate_every) or last
+                strategy.evaluated = evaluate and config.evaluate_episodes > 0
+                record = rounds.round(this, extra, evaluate and config.evaluate_episodes > 0)
+                record |= unseen.judge(kept.learned()) if evaluate else {}
                 number = this
-                liars = plan.attackers(number)
-                if liars or config.engine != "grpc":  # a node may lie there that the configuration knows nothing of
-                    record |= truth(record, liars)
+                attackers = plan.attackers(number)
+                if attackers or config.engine != "grpc":  # a node may attack that the configuration does not name
+                    record |= truth(record, attackers)
                 gained = [now - then for now, then in zip(ledger.lived, lived, strict=True)]
                 directory.log(record)
                 trackers.log(record)
                 tell(record)
                 keeper.after(record, strategy.passes(number, config.checkpoint_every))
         except Interrupted:
-            pass  # the round in progress is played again
+            pass  # a resumed run repeats the round in progress
         except QuorumError as error:
             keeper.save()
             raise QuorumError(f"{error}; go on with --resume {directory.path}") from None
@@ -156,13 +155,13 @@ def _federate(
 
 def make_strategy(config: RunConfig, session: Session) -> Federation:
     """Return the run's strategy, starting from the session's first agent."""
-    found = Roster if chosen(config).serverless else chosen(config)
-    made: Federation = found.build(config, SessionParties(session))
-    return made
+    kind = Roster if chosen(config).serverless else chosen(config)
+    strategy: Federation = kind.build(config, SessionParties(session))
+    return strategy
 
 
 class _Kept:
-    """What a federation leaves; with the session where its agents live in this process."""
+    """The state of a federation for checkpoints; ``session`` has the agents if they live in this process."""
 
     def __init__(self, rounds: Rounds, session: Session | None) -> None:
         self.rounds, self.session = rounds, session
@@ -185,5 +184,6 @@ class _Kept:
         return arrays, meta
 
 
-def _within(where: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(where): array for name, array in arrays.items() if name.startswith(where)}
+def _within(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays with this prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

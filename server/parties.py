@@ -1,4 +1,4 @@
-"""The agents of a run as its strategy sees them before the first round: read off the server's own session."""
+"""What a strategy knows of the agents before the first round, from the server's own session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envs import make_worlds
 
 
 class SessionParties:
-    """What ``strategies.method.Parties`` asks for."""
+    """The implementation of ``strategies.method.Parties``."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -36,7 +36,7 @@ class SessionParties:
         return {name: rows[0] for name, rows in exchangeable(self.session.fleet).items()}
 
     def server_agent(self, copies: int) -> Any:
-        """In the first agent's world, by a seed that no agent has, with the weights of the first agent."""
+        """Return an agent for the server: the world and the weights of the first agent, and a seed of its own."""
         config = self.session.config
         seeds = agent_seeds(config.seed, [config.agents])
         worlds = make_worlds(replace(config.world, copies=copies, workers=0), seeds, [0], purpose="server")

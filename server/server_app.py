@@ -1,4 +1,4 @@
-"""The ServerApp: what `flwr run` starts, in Flower's simulation and behind a SuperLink."""
+"""The ServerApp, which `flwr run` starts in Flower's simulation and behind a SuperLink."""
 
 from __future__ import annotations
 
@@ -25,34 +25,36 @@ from strategies.method import chosen
 
 app = ServerApp()
 
-# Bytes of a reply that are not weights: metrics, names, Flower's own.
-_WORDS = 1_000_000
-# The longest that a ServerApp lives on when it is told to go, or its SuperLink is gone.
+# The most bytes of a reply that are not weights: metrics, names, Flower's own.
+_OVERHEAD = 1_000_000
+# How long a ServerApp may live after a signal, or after its SuperLink is gone.
 LEAVE_S = 10.0
 
 
 def _fit(grid: Grid, session: Session, config: RunConfig) -> Grid:
-    """Behind a SuperLink, ours, and an end that comes in time; in a simulation or a test, the one that is there."""
-    # Here and not above: a database's library comes with it, two seconds that nobody else need wait.
+    """Return our grid behind a SuperLink, and the given grid in a simulation or a test."""
+    # A late import: it loads a database library, which takes two seconds that only a ServerApp needs.
     from flower.grid import behind_superlink
 
-    found = behind_superlink(grid, limit(session, config), min(config.federation.deadline_s, 30.0))
-    if found is None:
+    fast = behind_superlink(grid, limit(session, config), min(config.federation.deadline_s, 30.0))
+    if fast is None:
         return grid
     leave_in_time(LEAVE_S)
-    return found
+    return fast
 
 
 def limit(session: Session, config: RunConfig) -> int:
-    """The bytes that one reply may hold."""
-    exchanged = {} if chosen(config).serverless else exchangeable(session.fleet)  # peers send theirs to each other
-    return _WORDS + sum(4 * int(rows.shape[1]) for rows in exchanged.values())
+    """Return the most bytes of one reply."""
+    exchanged = (
+        {} if chosen(config).serverless else exchangeable(session.fleet)
+    )  # peers send weights to each other only
+    return _OVERHEAD + sum(4 * int(rows.shape[1]) for rows in exchanged.values())
 
 
 def leave_in_time(seconds: float) -> None:
-    """Whoever is told to go is gone so much later, and holds no run.
+    """Exit at most so many seconds after SIGINT or SIGTERM, so that the process does not hold the run any longer.
 
-    Flower first joins threads of its own, and these may wait for the lock of the very call that the signal interrupted.
+    Flower joins its threads first. These may wait for the lock of the very call that the signal interrupted.
     """
 
     def force() -> None:
@@ -71,26 +73,26 @@ def leave_in_time(seconds: float) -> None:
         signal.signal(number, leave)
 
 
-def show(words: str) -> None:
-    """Print to the log of the ServerApp. Flower's log level holds back its logger, and never what is printed."""
-    print(words, flush=True)
+def show(line: str) -> None:
+    """Print to the log of the ServerApp. Flower's log level filters its logger, but not what is printed."""
+    print(line, flush=True)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run a federation from the configuration that Flower hands over."""
+    """Run a federation with the configuration of Flower's context."""
     flat = context.run_config
-    named = os.environ.get(PLUGINS)
-    config = from_flower(flat, named.split(",") if named is not None else [])
-    if config.engine == "local":  # whatever the configuration says, agents are elsewhere
+    plugins = os.environ.get(PLUGINS)
+    config = from_flower(flat, plugins.split(",") if plugins is not None else [])
+    if config.engine == "local":  # the agents are elsewhere, also if the configuration says local
         config = replace(config, engine="grpc")
     refuse_certificates(config)
     check(config)
     limit_threads(config.threads)
     session = Session(config, numbers=[0])
-    where = str(flat.get("directory") or "")
-    directory = RunDirectory(Path(where or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
-    if not where or not directory.conf.exists():
+    path = str(flat.get("directory") or "")
+    directory = RunDirectory(Path(path or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
+    if not path or not directory.conf.exists():
         directory = RunDirectory.create(directory.path, written(config))
     show(f"the run is in {directory.path.resolve()}")
     try:
@@ -105,7 +107,7 @@ def main(grid: Grid, context: Context) -> None:
         )
         finish(directory, summary, config.algorithm, config.world.id)
     except (Mistake, Failure, OSError) as error:
-        # Whoever submitted the run looks here: what Flower reports of an error is cut short.
+        # The submitter of the run reads the error here: Flower cuts its report of an error short.
         directory.leave_word(error)
         raise
     show(f"the run is over; its curve and summary are in {directory.path.resolve()}")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks, the second one is obeyed at once."""
+"""Ctrl-C and SIGTERM: the first signal requests a stop, the second one stops at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Hands out whether somebody asked to stop; after the first request the usual handlers are back."""
+    """Yield a function that returns whether a stop was requested. The first request restores the usual handlers."""
     asked = False
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 

@@ -21,7 +21,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from cli.certificates import Authority
 from cli.certs import certs
 from core.errors import Mistake
-from flower.fleet import Key
+from flower.keys import Key
 
 DAY = timedelta(days=1)
 

@@ -16,11 +16,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from cli.node import parse_agents
 from client.node import Node
 from core.errors import Failure, Mistake
-from flower.fleet import Address, Key
+from flower.keys import Address, Key
 
 
 class Echo:
-    """Sends arrays back, does what a message asks for, counts messages, and keeps the count on disk."""
+    """An agent that sends arrays back, does what a message asks for, and counts messages, also on disk."""
 
     def __init__(self, number: int, flat: Any, run: str, state: Path) -> None:
         self.number, self.path = number, state / f"{run}-{number}"
@@ -35,8 +35,8 @@ class Echo:
         if do == "break":
             raise KeyError(what)
         self.count += 1
-        said = ConfigRecord({"agent": self.number, "count": self.count})
-        return RecordDict({"said": said, **message.content.array_records})
+        echo = ConfigRecord({"agent": self.number, "count": self.count})
+        return RecordDict({"echo": echo, **message.content.array_records})
 
     def save(self) -> None:
         self.path.write_text(str(self.count))
@@ -58,9 +58,9 @@ def main(superlink: str, agents: str, state: str, app: str = "", *options: str) 
         Path(state),
         keys,
         say=lambda line: print(line, file=sys.stderr, flush=True),
+        app=app,
         **given,
     )
-    node.app = app or node.app
     node.serve()
 
 

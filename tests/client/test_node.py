@@ -30,21 +30,21 @@ from cli.node import parse_agents
 from client.node import Node
 from core.errors import Failure, Mistake
 from flower.control import Control
-from flower.fleet import Address, Key
+from flower.keys import Address, Key
 from flower.launch import QUIET, SuperLink, free_port, marks, processes, send, spawn, superlink, wait
 from runs import digest
-from tests.client import letters
+from tests.client import sender
 from tests.client.echo import Echo
 
 # Flower asks pathspec for a pattern by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
-LETTERS = hashlib.sha256().hexdigest()  # the digest of an app that holds none of our packages
+NO_CODE = hashlib.sha256().hexdigest()  # the digest of an app that holds none of our packages
 LONG_S = 40.0  # far more than anything here takes
 
 
-# Helpers: nodes, runs, and what they say.
+# Helpers: nodes and runs.
 
 
 class Process:
@@ -57,7 +57,7 @@ class Process:
         return self._log.read_text()
 
     def says(self, words: str, times: int = 1) -> None:
-        assert wait(lambda: len(re.findall(words, self.log())) >= times, LONG_S), f"not said: {words}\n{self.log()}"
+        assert wait(lambda: len(re.findall(words, self.log())) >= times, LONG_S), f"not printed: {words}\n{self.log()}"
 
     def ends(self) -> int:
         try:
@@ -68,10 +68,10 @@ class Process:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Starts a node that hosts these agents; all of them end with the test."""
+    """Start a node that hosts these agents; all of them end with the test."""
     with processes() as started:
 
-        def node(address: str, agents: str = "0", app: str = LETTERS, **options: Any) -> Process:
+        def node(address: str, agents: str = "0", app: str = NO_CODE, **options: Any) -> Process:
             given = [f"{name}={json.dumps(value)}" for name, value in options.items()]
             command = [sys.executable, "-m", "tests.client.echo", address, agents, str(tmp_path), app, *given]
             log = tmp_path / f"node-{len(started)}.log"
@@ -89,17 +89,17 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
 
 
 def crash(link: SuperLink) -> None:
-    """Kills a SuperLink and all that it started; ending it politely takes it 5 s."""
+    """Kill a SuperLink and all that it started; ending it politely takes it 5 s."""
     mark = marks()[link.process.pid]
     send({pid for pid, found in marks().items() if found == mark}, signal.SIGKILL)
 
 
 @contextmanager
 def run(link: SuperLink, folder: Path, *steps: dict[str, Any], nodes: int = 1) -> Iterator[Callable[[int], Any]]:
-    """A run that takes these steps; hands out its first so many records, as soon as there are so many."""
+    """Submit a run with these steps; yield a function that waits for its first records."""
     folder.mkdir()
-    (folder / "pyproject.toml").write_text(letters.PROJECT)
-    shutil.copy(letters.__file__, folder)
+    (folder / "pyproject.toml").write_text(sender.PROJECT)
+    shutil.copy(sender.__file__, folder)
     out = folder / "records.json"
 
     def records(count: int) -> Any:
@@ -127,7 +127,7 @@ def run(link: SuperLink, folder: Path, *steps: dict[str, Any], nodes: int = 1) -
                 control.stop(number)
 
 
-# What is served.
+# Messages, signals, restarts.
 
 
 def test_a_node_answers_refuses_and_lives_on(link: SuperLink, start: Callable[..., Process], tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_a_node_answers_refuses_and_lives_on(link: SuperLink, start: Callable[..
     for record in rounds:
         by_node = {reply["node"]: reply for reply in record["replies"]}
         assert len(by_node) == 3
-        (stranger,) = [reply for reply in by_node.values() if "this node runs app" in reply.get("error", "")]
-        assert stranger["code"] == 7
-        assert f"runs app {digest.installed()[:12]}, the run carries {LETTERS[:12]}: install" in stranger["error"]
-        both.append([reply for reply in by_node.values() if reply is not stranger])
+        (other_app,) = [reply for reply in by_node.values() if "this node runs app" in reply.get("error", "")]
+        assert other_app["code"] == 7
+        assert f"runs app {digest.installed()[:12]}, the run carries {NO_CODE[:12]}: install" in other_app["error"]
+        both.append([reply for reply in by_node.values() if reply is not other_app])
     for record, count in ((both[0], 1), (both[1], 2), (both[5], 3)):
         assert sorted(reply["agent"] for reply in record) == [0, 1]
         assert all(reply["same"] and reply["count"] == count for reply in record)
@@ -164,7 +164,7 @@ def test_a_node_answers_refuses_and_lives_on(link: SuperLink, start: Callable[..
 def test_a_signal_saves_and_leaves(link: SuperLink, start: Callable[..., Process], tmp_path: Path) -> None:
     """The message in progress is finished within the grace, dropped after it, left alone at the second signal."""
     (tmp_path / "first-0").write_text("7")
-    # More than there are nodes: who leaves may be asked once more, until the SuperLink knows.
+    # More steps than nodes: a node that leaves may receive one more request until the SuperLink knows.
     steps = [{"do": "sleep:1.5"}, *[{"do": "sleep:40"}] * 5]
     patient = start(link.fleet, debug=True)
     with run(link, tmp_path / "run", *steps) as records:
@@ -185,7 +185,7 @@ def test_a_signal_saves_and_leaves(link: SuperLink, start: Callable[..., Process
         assert "took longer than 0.3 s and was dropped" in hasty.log()
         assert not (tmp_path / "first-0").exists()  # an agent between two states is not saved
 
-        # Who left said so: the server hears of it at once, and asks whoever comes next.
+        # A node that leaves says so: the server knows at once, and asks the next node.
         records(2)
         stubborn = start(link.fleet, grace=60)
         stubborn.says("first begins")
@@ -214,7 +214,7 @@ def test_a_superlink_that_comes_late_goes_and_comes_back(start: Callable[..., Pr
         assert before >= 3
         with run(second, tmp_path / "two", {"do": "echo"}) as records:
             assert records(1)[0]["replies"][0]["count"] == before + 1
-        # Down and up again, each said once, however often it was tried.
+        # Down and up again: each is printed once, however often the node retried.
         assert len(re.findall("no SuperLink serves us", node.log())) == 2
         assert len(re.findall("joining anew", node.log())) == 1
         node.process.terminate()
@@ -222,7 +222,7 @@ def test_a_superlink_that_comes_late_goes_and_comes_back(start: Callable[..., Pr
         crash(second)
 
 
-# Who is let in.
+# Which nodes the SuperLink admits.
 
 
 def register(control: Control, public: Path) -> None:

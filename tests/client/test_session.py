@@ -1,4 +1,4 @@
-"""A session: judging leaves nothing behind, and a part of a fleet is a fleet."""
+"""A session: an evaluation changes nothing, and a part of a fleet is a fleet."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def session(algorithm: str = "ppo", agents: int = 4, **world: object) -> Session
     return Session(config)
 
 
-def test_judging_neither_moves_the_world_on_nor_lets_it_jump() -> None:
+def test_an_evaluation_neither_moves_the_world_on_nor_lets_it_jump() -> None:
     one = session(agents=1, physics={"gravity": {"before": 9.8, "after": 1.0, "at": 1000}})
     one.train(1)
     before = one.worlds.steps.copy()
-    assert one.judges is not None
+    assert one.evaluation is not None
     for _ in range(3):
         one.evaluate()
-        assert one.judges.steps == before == one.worlds.steps
-        assert one.judges.physics[0, 0] == 9.8  # type: ignore[attr-defined]
+        assert one.evaluation.steps == before == one.worlds.steps
+        assert one.evaluation.physics[0, 0] == 9.8  # type: ignore[attr-defined]
     one.worlds.steps[...] = 1000
     one.evaluate()
-    assert one.judges.physics[0, 0] == 1.0  # type: ignore[attr-defined]
+    assert one.evaluation.physics[0, 0] == 1.0  # type: ignore[attr-defined]
 
 
-def test_judging_depends_on_how_far_an_agent_is_and_on_nothing_else() -> None:
+def test_an_evaluation_depends_on_the_progress_of_an_agent_and_on_nothing_else() -> None:
     one, other = session(), session()
     one.evaluate()
     np.testing.assert_array_equal(one.evaluate(), other.evaluate())
@@ -50,7 +50,7 @@ def test_judging_depends_on_how_far_an_agent_is_and_on_nothing_else() -> None:
     assert (one.evaluate() != first).any()
 
 
-def test_judging_without_worlds_is_refused() -> None:
+def test_an_evaluation_without_worlds_is_refused() -> None:
     with pytest.raises(Mistake, match="evaluate-episodes"):
         Session(assembled()(evaluate_episodes=0)).evaluate()
 

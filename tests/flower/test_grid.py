@@ -1,4 +1,4 @@
-"""The grid behind a SuperLink, before one that writes down what it is asked."""
+"""The grid behind a SuperLink, against a fake one that records the calls."""
 
 # ruff: noqa: N802 (calls have the names of Flower's protocol)
 
@@ -28,7 +28,7 @@ from flwr.supercore.run import Run
 from flwr.superlink.grid import GrpcGrid
 
 from flower import objects
-from flower.grid import LinkGrid
+from flower.grid import SuperLinkGrid
 from flower.launch import free_port
 from strategies import messages
 from strategies.messages import RefusedError
@@ -37,7 +37,7 @@ Objects = tuple[ObjectTree, dict[str, bytes]]
 
 
 class Link(RuntimeServicer):
-    """Every order is answered at once by a record that names its node, or by what a test says."""
+    """A fake SuperLink. It answers every order at once with a record that names its node, or as a test sets it."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -79,7 +79,7 @@ class Link(RuntimeServicer):
         return PullObjectResponse(object_found=True, object_available=True, object_content=self.held[request.object_id])
 
     def ConfirmMessageReceived(self, request: Any, context: Any) -> ConfirmMessageReceivedResponse:
-        self.calls.append("done")
+        self.calls.append("confirm")
         return ConfirmMessageReceivedResponse()
 
 
@@ -89,7 +89,7 @@ def link() -> Link:
 
 
 @pytest.fixture
-def grid(link: Link) -> Iterator[LinkGrid]:
+def grid(link: Link) -> Iterator[SuperLinkGrid]:
     server, port = grpc.server(ThreadPoolExecutor(2)), free_port()
     add_RuntimeServicer_to_server(link, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
@@ -97,7 +97,7 @@ def grid(link: Link) -> Iterator[LinkGrid]:
     flower = GrpcGrid(f"127.0.0.1:{port}", insecure=True, token="token")
     flower.set_run(Run.create_empty(7))
     try:
-        yield LinkGrid(flower, 1 << 20, 5.0)
+        yield SuperLinkGrid(flower, 1 << 20, 5.0)
     finally:
         flower.close()
         server.stop(None)
@@ -109,7 +109,7 @@ def orders(word: str, count: int = 2) -> list[Message]:
 
 
 def test_what_nodes_need_comes_first_and_what_only_the_superlink_needs_while_they_work(
-    grid: LinkGrid, link: Link
+    grid: SuperLinkGrid, link: Link
 ) -> None:
     names = grid.push_messages(orders("first"))
     assert link.calls == ["orders", "ConfigRecord", "RecordDict", "Message", "Message"]
@@ -119,10 +119,10 @@ def test_what_nodes_need_comes_first_and_what_only_the_superlink_needs_while_the
     assert link.calls == ["2 replies", "reply", "reply"]
     link.calls.clear()
     grid.push_messages(orders("second"))
-    assert link.calls == ["orders", "ConfigRecord", "RecordDict", "Message", "Message", "done", "done"]
+    assert link.calls == ["orders", "ConfigRecord", "RecordDict", "Message", "Message", "confirm", "confirm"]
 
 
-# Nodes that send what no node of ours sends.
+# Malformed replies, which no node of ours sends.
 
 
 def an_object(kind: str, children: list[ObjectTree], body: bytes) -> Objects:
@@ -159,7 +159,9 @@ def body_of(content: bytes) -> bytes:
     return content.partition(b"\x00")[2]
 
 
-def test_whatever_bytes_a_node_sends_come_out_as_records_or_as_an_error_with_a_name(grid: LinkGrid, link: Link) -> None:
+def test_whatever_bytes_a_node_sends_come_out_as_records_or_as_an_error_with_a_name(
+    grid: SuperLinkGrid, link: Link
+) -> None:
     dice = random.Random(1)
     link.objects = lambda reply: hostile(dice, reply)
     found = grid.pull_messages(grid.push_messages(orders("x", 200)))
@@ -173,7 +175,7 @@ def test_whatever_bytes_a_node_sends_come_out_as_records_or_as_an_error_with_a_n
     assert {"malformed", "no-arrays", "no-number", "no-description"} <= reasons
 
 
-def test_a_message_of_errors_and_one_of_messages_are_malformed(grid: LinkGrid, link: Link) -> None:
+def test_a_message_of_errors_and_one_of_messages_are_malformed(grid: SuperLinkGrid, link: Link) -> None:
     def error(reply: Message) -> Objects:
         """Announced as an answer; what follows is an error."""
         inner = Message(Error(1, "boom"), reply_to=reply)
@@ -192,7 +194,7 @@ def test_a_message_of_errors_and_one_of_messages_are_malformed(grid: LinkGrid, l
             assert caught.value.reason == "malformed"
 
 
-def test_a_reply_of_thousands_of_objects_is_not_fetched(grid: LinkGrid, link: Link) -> None:
+def test_a_reply_of_thousands_of_objects_is_not_fetched(grid: SuperLinkGrid, link: Link) -> None:
     def crumbs(reply: Message) -> Objects:
         held, trees = dict[str, bytes](), []
         for number in range(1000):
@@ -209,7 +211,7 @@ def test_a_reply_of_thousands_of_objects_is_not_fetched(grid: LinkGrid, link: Li
     assert "reply" not in link.calls
 
 
-def test_an_error_is_as_long_as_a_sentence(grid: LinkGrid, link: Link) -> None:
+def test_an_error_is_as_long_as_a_sentence(grid: SuperLinkGrid, link: Link) -> None:
     link.error = "x" * 1_000_000
     for reply in grid.pull_messages(grid.push_messages(orders("x"))):
         assert (reply.error.code, reply.error.reason) == (3, "x" * 1000)

@@ -101,7 +101,6 @@ def test_a_run_that_finishes(link: launch.SuperLink, project: Path, tmp_path: Pa
         run = control.submit(project, {"file": str(tmp_path / "file")})
         assert until(control, run, lambda status: status.over) == ("finished", "completed", "")
         assert (tmp_path / "file").read_text() == "finish"
-        assert "I am to finish" in "".join(control.logs(run))
         control.stop(run)  # it has ended already: nothing to do
 
 

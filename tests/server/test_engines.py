@@ -314,7 +314,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from flwr.app import Message, MessageType
-from flower.fleet import Address
+from flower.keys import Address
 from client.node import Node
 from client.party import Party, run_name
 from strategies import messages

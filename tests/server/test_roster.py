@@ -243,7 +243,7 @@ def test_a_reply_has_no_room_for_weights() -> None:
     [
         (["engine=ray"], "none stays where others could reach it"),
         (["federation.fraction=0.5"], "leave 'federation.fraction' at 1"),
-        (['gossip.roster={"0": "a:1"}'], "leave 'gossip.roster' away"),
+        (['gossip.roster={"0": "a:1"}'], "'gossip.roster' is not used with grpc"),
         (["gossip.topology=moebius"], "gossip.topology"),
         (["federation.rule=median"], "adds up every share"),
     ],

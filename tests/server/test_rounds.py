@@ -16,6 +16,7 @@ from core.errors import Failure, Mistake
 from core.options import build
 from runs.config import configure
 from runs.ledger import Ledger
+from server import membership
 from server import rounds as rounds_module
 from server.engines import prepare
 from server.rounds import Interrupted, QuorumError, Rounds
@@ -27,7 +28,7 @@ EXTRA = {"settle": True, "save": False}
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds_module, "_LOOK_S", 0.02)
+    monkeypatch.setattr(membership, "LOOK_S", 0.02)
 
 
 def begun(grid: Scripted, agents: int, stop: Any = lambda: False, **settings: Any) -> Rounds:
@@ -152,7 +153,7 @@ def test_no_node_takes_the_seat_of_one_that_is_there() -> None:
 
 def test_a_node_is_one_agent_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The node of agent 0 is asked twice before it answers, and then says that it is agent 1 as well."""
-    monkeypatch.setattr(rounds_module, "_ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(membership, "ASK_AGAIN_S", 0.05)
 
     class TwoFaced(Scripted):
         asked = 0
@@ -281,7 +282,7 @@ def test_a_node_with_other_weights_or_other_code_is_not_a_member(name: str, valu
 
 
 def test_somebody_asks_to_stop_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds_module, "_STOP_S", 0.1)
+    monkeypatch.setattr(rounds_module, "STOP_S", 0.1)
     asked = [False]
     rounds = begun(
         Scripted({10: (0, always("silent"))}), 1, lambda: asked[0], **{"deadline-s": 60.0, "give-up-s": 60.0}
@@ -301,7 +302,7 @@ def test_the_ledger_says_where_the_time_went() -> None:
 
 def test_a_node_that_was_mended_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same id, other code: nobody tells the server that it was upgraded."""
-    monkeypatch.setattr(rounds_module, "_ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(membership, "ASK_AGAIN_S", 0.1)
     grid = Scripted({10: (0, always()), 11: (1, always())})
     rounds = begun(grid, 2)
     right, grid.app = grid.app, "old"
@@ -386,7 +387,7 @@ class Counted(Scripted):
 def test_every_answer_is_looked_for_when_it_came_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only the first: the last one ends the round."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr(rounds_module, "_LOOK_S", 1.0)
+    monkeypatch.setattr(membership, "LOOK_S", 1.0)
     grid = Counted({10: (0, always(1.0)), 11: (1, always(1.33))})
     rounds = begun(grid, 2, **{"deadline-s": 5.0, "give-up-s": 5.0})
     lasted = []

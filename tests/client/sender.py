@@ -1,4 +1,4 @@
-"""A Flower app that sends letters and writes down what comes back; the other end of ``echo``.
+"""A Flower app that sends requests and records the replies; the nodes are those of ``echo``.
 
 The step ``{"do": "echo", "size": 3, "times": 2}`` sends an array of three floats to every node, waits for all replies,
 and does so twice. Every round is a record of milliseconds and replies, and the file is written anew after each.
@@ -21,13 +21,13 @@ from flwr.superlink.grid import grpc_grid
 
 PROJECT = """
 [project]
-name = "letters"
+name = "sender"
 version = "1"
 [tool.flwr.app]
 publisher = "fedrl"
 [tool.flwr.app.components]
-serverapp = "letters:app"
-clientapp = "letters:none"
+serverapp = "sender:app"
+clientapp = "sender:none"
 [tool.flwr.app.config]
 name = "run"
 nodes = 1
@@ -62,15 +62,15 @@ def _round(grid: Grid, step: dict[str, Any], wanted: int) -> dict[str, Any]:
     while open_:
         for reply in grid.pull_messages(list(open_)):
             open_.discard(reply.metadata.reply_to_message_id)
-            said: dict[str, Any] = {"node": reply.metadata.src_node_id}
+            entry: dict[str, Any] = {"node": reply.metadata.src_node_id}
             if reply.has_error():
-                said |= {"code": reply.error.code, "error": reply.error.reason}
+                entry |= {"code": reply.error.code, "error": reply.error.reason}
             else:
                 same = np.array_equal(
                     reply.content.array_records["weights"]["weights"].numpy(), arrays["weights"].numpy()
                 )
-                said |= {"same": same, **reply.content.config_records["said"]}
-            replies.append(said)
+                entry |= {"same": same, **reply.content.config_records["echo"]}
+            replies.append(entry)
         _pause(deadline)
     return {"ms": round(1000 * (time.perf_counter() - begun), 1), "replies": replies}
 
