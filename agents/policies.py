@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numba import njit, uint64
 from numpy.typing import NDArray
 
-from agents import equations
+from agents.equations import distributions
 from agents.fleet import Bools, action_range
 from agents.networks import MLP, Tape
 from core.streams import Streams, uniform01
@@ -141,25 +141,25 @@ class Categorical(Outputs):
     """Values are logits."""
 
     def log_prob(self, action: NDArray[Any]) -> F32:
-        return equations.categorical_log_prob(self.values, action)  # type: ignore[no-any-return]
+        return distributions.categorical_log_prob(self.values, action)  # type: ignore[no-any-return]
 
     def log_prob_back(self, action: NDArray[Any], d: F32, back: Back) -> None:
-        equations.categorical_log_prob_back(self.values, action, d, back.values)
+        distributions.categorical_log_prob_back(self.values, action, d, back.values)
 
     def entropy(self) -> F32:
-        return equations.categorical_entropy(self.values)  # type: ignore[no-any-return]
+        return distributions.categorical_entropy(self.values)  # type: ignore[no-any-return]
 
     def entropy_back(self, entropy: F32, d: F32, back: Back) -> None:
-        equations.categorical_entropy_back(self.values, entropy, d, back.values)
+        distributions.categorical_entropy_back(self.values, entropy, d, back.values)
 
     def kl(self, other: Categorical) -> F32:
-        return equations.categorical_kl(self.values, other.values)  # type: ignore[no-any-return]
+        return distributions.categorical_kl(self.values, other.values)  # type: ignore[no-any-return]
 
     def kl_back(self, other: Categorical, kl: F32, d: F32, back: Back) -> None:
-        equations.categorical_kl_back_p(self.values, other.values, kl, d, back.values)
+        distributions.categorical_kl_back_p(self.values, other.values, kl, d, back.values)
 
     def kl_back_other(self, other: Categorical, d: F32, back: Back) -> None:
-        equations.categorical_kl_back_q(self.values, other.values, d, back.values)
+        distributions.categorical_kl_back_q(self.values, other.values, d, back.values)
 
 
 @dataclass(frozen=True)
@@ -169,27 +169,27 @@ class Gaussian(Outputs):
     log_std: F32
 
     def log_prob(self, action: NDArray[Any]) -> F32:
-        return equations.gaussian_log_prob(self.values, self.log_std, action)  # type: ignore[no-any-return]
+        return distributions.gaussian_log_prob(self.values, self.log_std, action)  # type: ignore[no-any-return]
 
     def log_prob_back(self, action: NDArray[Any], d: F32, back: Back) -> None:
-        equations.gaussian_log_prob_back(self.values, self.log_std, action, d, back.values, back.log_std)
+        distributions.gaussian_log_prob_back(self.values, self.log_std, action, d, back.values, back.log_std)
 
     def entropy(self) -> F32:
-        return equations.gaussian_entropy(self.values, self.log_std)  # type: ignore[no-any-return]
+        return distributions.gaussian_entropy(self.values, self.log_std)  # type: ignore[no-any-return]
 
     def entropy_back(self, entropy: F32, d: F32, back: Back) -> None:
-        equations.gaussian_entropy_back(d, back.log_std)
+        distributions.gaussian_entropy_back(d, back.log_std)
 
     def kl(self, other: Gaussian) -> F32:
-        return equations.gaussian_kl(self.values, self.log_std, other.values, other.log_std)  # type: ignore[no-any-return]
+        return distributions.gaussian_kl(self.values, self.log_std, other.values, other.log_std)  # type: ignore[no-any-return]
 
     def kl_back(self, other: Gaussian, kl: F32, d: F32, back: Back) -> None:
         mine, theirs = (self.values, self.log_std), (other.values, other.log_std)
-        equations.gaussian_kl_back_p(*mine, *theirs, d, back.values, back.log_std)
+        distributions.gaussian_kl_back_p(*mine, *theirs, d, back.values, back.log_std)
 
     def kl_back_other(self, other: Gaussian, d: F32, back: Back) -> None:
         mine, theirs = (self.values, self.log_std), (other.values, other.log_std)
-        equations.gaussian_kl_back_q(*mine, *theirs, d, back.values, back.log_std)
+        distributions.gaussian_kl_back_q(*mine, *theirs, d, back.values, back.log_std)
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")

@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from agents import equations
 from agents.adam import Adam
+from agents.equations import estimators, returns
 from agents.fleet import Bools, Bounds, Episode, Fleet, Report, Worlds, agent
 from agents.networks import Tape
 from agents.policies import Policy
@@ -156,18 +156,18 @@ class PolicyGradientFleet(Fleet):
 
     def progress_since(self, then: F32, found: Trajectories) -> tuple[F32, NDArray[np.float64]]:
         """g(theta_n) - g_w(theta_0) for trajectories at the policies now, and the mean importance weights (K,)."""
-        weight = equations.importance_weight(self.log_probs(then, found), self.log_probs(self.policy, found))
+        weight = estimators.importance_weight(self.log_probs(then, found), self.log_probs(self.policy, found))
         return self._change(then, found, weight), _means(weight, found)
 
     def correction(self, then: F32, found: Trajectories) -> tuple[F32, NDArray[np.float64]]:
         """The same with the weight of a whole trajectory at each of its steps (PAGE)."""
         before, now = self.log_probs(then, found), self.log_probs(self.policy, found)
-        weight = equations.trajectory_weight(before, now, found.last, found.used)
+        weight = estimators.trajectory_weight(before, now, found.last, found.used)
         return self._change(then, found, weight), _means(weight, found)
 
     def _change(self, then: F32, found: Trajectories, weight: F32) -> F32:
         now, before = self.ascent(self.policy, found), self.ascent(then, found, weight)
-        change: F32 = equations.scsg_direction(now, before, np.zeros_like(now))
+        change: F32 = estimators.scsg_direction(now, before, np.zeros_like(now))
         return change
 
     def scatter(self, W: F32, found: Trajectories) -> float:
@@ -204,10 +204,10 @@ class PolicyGradientFleet(Fleet):
 
     def advantages(self, found: Trajectories) -> F32:
         """A (K, L): whitened rewards to go, or whitened whole returns."""
-        returns = equations.discounted_returns(found.reward, found.last, self.config.gamma)
+        discounted = returns.discounted_returns(found.reward, found.last, self.config.gamma)
         if self.config.estimator == "gpomdp":
-            return equations.whitened_rewards_to_go(returns, found.last, found.used)  # type: ignore[no-any-return]
-        return equations.whitened_whole_returns(returns, found.last, found.used)  # type: ignore[no-any-return]
+            return returns.whitened_rewards_to_go(discounted, found.last, found.used)  # type: ignore[no-any-return]
+        return returns.whitened_whole_returns(discounted, found.last, found.used)  # type: ignore[no-any-return]
 
     def _chunks(self, found: Trajectories) -> Iterator[tuple[slice, slice]]:
         """Groups of agents whose steps fit a pass; every pass sees an agent whole."""

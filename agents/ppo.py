@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agents import equations
 from agents.adam import Adam, norm_cut
+from agents.equations import ppo_losses, returns
 from agents.fleet import Bools, Bounds, Fleet, Meter, Report, Worlds, agent
 from agents.networks import MLP, Tape
 from agents.policies import Back, Outputs, Policy
@@ -239,7 +239,7 @@ class PPOFleet(Fleet):
         if self.config.normalise_observations:
             self.observations.add(raw.reshape(K, T * n, -1))
         lam = self.config.gae_lambda if self.config.gae else 1.0
-        advantage = equations.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
+        advantage = returns.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
 
         def flat(x: NDArray[Any]) -> NDArray[Any]:
             return x.reshape(K, T * n, *x.shape[3:])
@@ -266,7 +266,7 @@ class PPOFleet(Fleet):
         return value, next_value
 
     def _scaled(self, reward: F32, ended: Bools) -> F32:
-        discounted = equations.running_returns(reward, ended, self.config.gamma, self.running)
+        discounted = returns.running_returns(reward, ended, self.config.gamma, self.running)
         self.returns.add(discounted.reshape(self.agents, -1, 1))
         scaled = reward / self.returns.std[:, :, None].astype(np.float32)
         return np.clip(scaled, np.float32(-10), np.float32(10))
@@ -312,10 +312,10 @@ class PPOFleet(Fleet):
         if config.objective == "kl":
             old = self._said(rollout.outputs, before)
             measured["kl"] = old.kl(self.shape.outputs(self.policy, rollout.obs)).mean(-1)
-            self.beta[...] = equations.adapted_beta(self.beta, measured["kl"], config.target_kl)
+            self.beta[...] = ppo_losses.adapted_beta(self.beta, measured["kl"], config.target_kl)
             measured["beta"] = self.beta.copy()
         measured["gradient-norm"] = _mean(norms, done)
-        measured["explained-variance"] = equations.explained_variance(rollout.value, rollout.target)
+        measured["explained-variance"] = returns.explained_variance(rollout.value, rollout.target)
         return measured | self._shares(measured) | apart
 
     def _shares(self, measured: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -360,11 +360,11 @@ class PPOFleet(Fleet):
         now = self.shape.outputs(self.policy, batch.obs, self._tapes[0])
         back = now.nothing()
         log_ratio = now.log_prob(batch.action) - batch.log_prob
-        advantage = equations.standardised(batch.advantage) if config.normalise_advantage else batch.advantage
+        advantage = returns.standardised(batch.advantage) if config.normalise_advantage else batch.advantage
         if config.objective == "clip":
-            policy_loss, slope = equations.clipped_surrogate(log_ratio, advantage, config.clip)
+            policy_loss, slope = ppo_losses.clipped_surrogate(log_ratio, advantage, config.clip)
         else:
-            policy_loss, slope = equations.surrogate(log_ratio, advantage)
+            policy_loss, slope = ppo_losses.surrogate(log_ratio, advantage)
             old, beta = self._said(batch.outputs, before), self.beta[:, None]
             policy_loss += beta * old.kl(now)
             old.kl_back_other(now, np.broadcast_to(beta / b, policy_loss.shape), back)
@@ -377,14 +377,14 @@ class PPOFleet(Fleet):
         self.shape.backward(self.policy, self._tapes[0], back, self._gradients[0])
         value = self.value_net.forward(self.value, batch.obs, self._tapes[1])[..., 0]
         if config.clip_value:
-            value_loss, slope = equations.clipped_value_loss(value, batch.value, batch.target, config.clip)
+            value_loss, slope = ppo_losses.clipped_value_loss(value, batch.value, batch.target, config.clip)
         else:
-            value_loss, slope = equations.value_loss(value, batch.target)
+            value_loss, slope = ppo_losses.value_loss(value, batch.target)
         dv = slope[..., None] * (np.float32(config.value_coef) / b)
         self.value_net.backward(self.value, self._tapes[1], dv, self._gradients[1])
         clipped = (np.abs(np.expm1(log_ratio)) > config.clip).astype(np.float32)
         return shares | {
-            "value-loss": value_loss, "approx-kl": equations.approximate_kl(log_ratio), "clip-fraction": clipped,
+            "value-loss": value_loss, "approx-kl": ppo_losses.approximate_kl(log_ratio), "clip-fraction": clipped,
         }  # fmt: skip
 
     def _neighbours(self, obs: F32) -> list[F32] | None:

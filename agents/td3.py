@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents import equations
 from agents.adam import SGD, Adam, polyak
+from agents.equations import td3_losses
 from agents.fleet import Bounds, Fleet, Meter, Report, Worlds, action_range, agent
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
@@ -272,18 +272,18 @@ class TD3Fleet(Fleet):
         target = self._tapes["targets"]
         action = self.actor_net.forward(self.actor_target, batch.next_obs, target)
         noise = self.config.smoothing * self.noise.normal(*action.shape[1:])
-        smoothed = equations.smoothed_action(action, noise, self.config.smoothing_clip)
+        smoothed = td3_losses.smoothed_action(action, noise, self.config.smoothing_clip)
         twins = self._twins(self.critic_target)
         q_next = self.critic_net.forward(twins, self._pairs("next", batch.next_obs, smoothed), self._tapes["critic"])
-        y = equations.twin_target(batch.reward, batch.terminated, q_next[..., 0], self.config.gamma)
+        y = td3_losses.twin_target(batch.reward, batch.terminated, q_next[..., 0], self.config.gamma)
         twins, tape = self._twins(self.critic), self._tapes["critic"]
         pairs = self._pairs("now", batch.obs, batch.action)
         q = self.critic_net.forward(twins, pairs, tape)
-        loss, slope = equations.twin_loss(q[..., 0], y)
+        loss, slope = td3_losses.twin_loss(q[..., 0], y)
         pull = None
         if self._pulled("critic", "kl"):
             then = self.critic_net.forward(self._twins(self.anchors["critic"]), pairs, self._tapes["anchor"])
-            pull, more = equations.value_pull(q[..., 0], then[..., 0])
+            pull, more = td3_losses.value_pull(q[..., 0], then[..., 0])
             slope += np.float32(self.config.beta_critic) * more
         G = tape.buffer("G", self.critic.shape)
         self.critic_net.backward(twins, tape, slope[..., None], G.reshape(K, 2, -1))
@@ -303,7 +303,7 @@ class TD3Fleet(Fleet):
         slope, pull = np.ascontiguousarray(dx[..., batch.obs.shape[-1] :]), None
         if self._pulled("actor", "kl"):
             then = self.actor_net.forward(self.anchors["actor"], batch.obs, self._tapes["anchor"])
-            pull, more = equations.action_pull(action, then, self.config.exploration)
+            pull, more = td3_losses.action_pull(action, then, self.config.exploration)
             slope += np.float32(self.config.beta_actor) * more
         G = tape.buffer("G", self.actor.shape)
         self.actor_net.backward(self.actor, tape, slope, G)
@@ -317,7 +317,7 @@ class TD3Fleet(Fleet):
         if pull is not None:
             pull = np.float32(self.config.beta(part)) * pull
         elif self._pulled(part, "l2"):
-            pull, more = equations.l2_pull(self.parts[part], self.anchors[part], self.config.beta(part))
+            pull, more = td3_losses.l2_pull(self.parts[part], self.anchors[part], self.config.beta(part))
             G += more
         found = {f"{part}-loss": loss}
         if pull is not None:

@@ -28,8 +28,8 @@ from runs.directory import RunDirectory, read_toml
 from server import engines
 from strategies import fedpg_br
 from strategies.fedpg_br import FedPGConfig
+from strategies.rules.fedpg import fedpg_filter
 from strategies.rules.geometry import F32
-from strategies.rules.robust import fedpg_filter
 
 AGENTS, LIARS = 10, 3
 ATTACKS = ("none", "sign-flip", "average-zero")

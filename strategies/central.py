@@ -11,7 +11,7 @@ from strategies.alone import Alone
 from strategies.fedavg_td3 import FedAvgTD3
 from strategies.federation import Federation, FederationConfig
 from strategies.method import Parties, Run, ended, strategy
-from strategies.rules.robust import weighted_mean
+from strategies.rules.means import weighted_mean
 
 
 @strategy("central")

@@ -16,7 +16,8 @@ from core.streams import generator
 from strategies.medium import F32, Medium, Received
 from strategies.method import Run, strategy
 from strategies.peers import GossipConfig, Notes, Peers, Session, timing
-from strategies.rules.robust import make_rule, minimum_diameter
+from strategies.rules.diameter import minimum_diameter
+from strategies.rules.robust import make_rule
 from strategies.rules.rule import TooFewError, Verdict
 
 

@@ -23,7 +23,8 @@ from strategies import messages, scsg
 from strategies.federation import Arrays, Config, Federation, FederationConfig
 from strategies.messages import Trained
 from strategies.method import Parties, Run, strategy
-from strategies.rules.robust import fedpg_filter, make_rule
+from strategies.rules.fedpg import fedpg_filter
+from strategies.rules.robust import make_rule
 from strategies.rules.rule import Rule, TooFewError, Verdict, number
 from strategies.scsg import SCSGConfig
 

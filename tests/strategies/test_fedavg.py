@@ -14,7 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from strategies import messages
 from strategies.fedavg import FedAvg
 from strategies.messages import RefusedError
-from strategies.rules.robust import weighted_mean
+from strategies.rules.means import weighted_mean
 from strategies.rules.rule import TooFewError, Verdict
 
 WIDTHS = {"policy": 3}
