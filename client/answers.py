@@ -84,7 +84,7 @@ def _train(session: Session, asked: Asked) -> list[Reply]:
         arrays = messages.pack({name: matrix[at] for name, matrix in sent.items()})
         said = (session.numbers[row], mine, report.steps[at], session.worlds.steps[row], report.updates[at])
         known = {name: float(values[at]) for name, values in found.items() if not np.isnan(values[at])}
-        account = messages.account(said, (report.acting_s, report.learning_s, took), known)
+        account = messages.work_report(said, (report.acting_s, report.learning_s, took), known)
         answers.append(Reply(messages.content(arrays, account), session.conduct.delay(row, order.round)))
     return answers
 

@@ -180,7 +180,7 @@ class Member(Party):
         now = int(self.session.worlds.steps[0])
         said = (self.number, order.layout, now - lived, now, record["updates"][0])
         seconds = (record["acting_s"], record["learning_s"], record["round_s"])
-        self._said = order.round, messages.content(messages.account(said, seconds, figures(record)))
+        self._said = order.round, messages.content(messages.work_report(said, seconds, figures(record)))
         return self._said[1]
 
 

@@ -45,7 +45,7 @@ class LocalGrid(Grid):
         for message in asked:
             content = id(message.content)
             if content not in known:
-                asks = messages.question(message.content) if message.has_content() else ""
+                asks = messages.request_key(message.content) if message.has_content() else ""
                 known[content] = message.metadata.message_type, asks
             alike.setdefault(known[content], []).append(message)
         found = [reply for group in alike.values() for reply in self._answer(group)]

@@ -149,7 +149,7 @@ class Rounds:
             with ledger.timing("judging_s"):
                 judged = self._gather(
                     number, MessageType.EVALUATE, asked, lambda agents: strategy.evaluation_orders(number, agents),
-                    messages.judged,
+                    messages.evaluated,
                 )  # fmt: skip
             ledger.judged(judged)
         return ledger.end()

@@ -132,7 +132,7 @@ class KLPPO(Federation):
         return found
 
     def read(self, message: Message) -> Trained:
-        return messages.trained(message, self._sends(messages.party(message)), self.layout)
+        return messages.trained(message, self._sends(messages.sender(message)), self.layout)
 
     def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         near: Bools = self.matrix > 0
