@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from agents.adam import Adam
 from agents.equations import estimators, returns
-from agents.fleet import Bools, Bounds, Episode, Fleet, Report, Worlds, agent
+from agents.fleet import Bools, Fleet, Worlds, agent
 from agents.networks import Tape
 from agents.policies import Policy
+from agents.report import Bounds, Episode, Report
 from agents.rollout import play
 from core.errors import Mistake
 from core.options import option
@@ -189,7 +190,7 @@ class PolicyGradientFleet(Fleet):
         d: F32 = ((np.arange(pull.shape[1]) < used) / used).astype(np.float32) * pull
         for rows, stretch in self._chunks(found):
             said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
-            back = said.nothing()
+            back = said.zeros()
             said.log_prob_back(found.action[rows, stretch], d[rows, stretch], back)
             self.shape.backward(W[rows], self._tape, back, G[rows])
         return G

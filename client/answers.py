@@ -14,7 +14,8 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report
+from agents.fleet import Fleet
+from agents.report import Report
 from client.session import Session
 from core.errors import Failure
 from runs import digest

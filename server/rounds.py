@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from agents.fleet import Bounds
+from agents.report import Bounds
 from core.errors import Failure, Mistake
 from core.streams import sampling
 from runs import digest

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report
+from agents.fleet import Fleet
 from agents.policy_gradient import PolicyGradientFleet
+from agents.report import Report
 from core.errors import Mistake
 from core.streams import generator
 from strategies.medium import F32, Medium, Received
