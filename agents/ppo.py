@@ -1,7 +1,7 @@
-"""PPO (Schulman 2017) for K agents, each with a policy of its own and a value function that nobody else sees.
+"""PPO (Schulman 2017) for K agents, each with its own policy and its own value function.
 
-An iteration is a rollout of T steps in every copy and some epochs over it. With neighbours linked, the loss also
-carries the KL between an agent's policy and frozen copies of theirs.
+An iteration is a rollout of T steps in every copy, and some epochs over it. With neighbours, the loss has a further
+term: the KL divergence between an agent's policy and frozen copies of its neighbours' policies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO, every knob."""
+    """Options of PPO."""
 
     hidden: tuple[int, ...] = option((64, 64), "Hidden layers of the policy and of the value function.", low=1)
     activation: str = option("tanh", "Hidden activation.", choices=("relu", "tanh"))
@@ -41,7 +41,7 @@ class PPOConfig:
     learning_rate: float = option(2.5e-4, "Step size of Adam.", above=0)
     anneal_over: int = option(0, "Steps of an agent over which the step size falls linearly to 0; 0: constant.", low=0)
     gamma: float = option(0.99, "Discount.", low=0, high=1)
-    gae: bool = option(True, "Generalised advantages; without, discounted returns minus the value (lambda = 1).")
+    gae: bool = option(True, "Generalised advantages; false: discounted returns minus the value (lambda = 1).")
     gae_lambda: float = option(0.95, "Lambda of the generalised advantages.", low=0, high=1)
     minibatches: int = option(4, "Updates per epoch.", low=1)
     epochs: int = option(4, "Passes over a rollout.", low=1)
@@ -55,16 +55,22 @@ class PPOConfig:
     clip_value: bool = option(True, "Clip the change of the value as the surrogate clips that of the policy.")
     entropy_coef: float = option(0.01, "Weight of the entropy bonus.", low=0)
     value_coef: float = option(0.5, "Weight of the value loss.", low=0)
-    max_grad_norm: float = option(0.5, "Bound of the gradient's norm, policy and value together; 0: none.", low=0)
+    max_grad_norm: float = option(0.5, "Limit of the gradient norm of policy and value together; 0: none.", low=0)
     target_kl: float = option(
         0.0,
-        "objective kl: the KL that beta aims at. objective clip: no further epoch past 1.5 times it; 0: never stop.",
+        "objective kl: target of the adaptive beta. objective clip: stop the epochs above 1.5 times it; 0: never stop.",
         low=0,
     )
     beta: float = option(1.0, "objective kl: the first weight of KL(old || new).", above=0)
-    normalise_observations: bool = option(False, "Observations by their running mean and deviation, cut at 10.")
-    scale_rewards: bool = option(False, "Rewards by the running deviation of the discounted return, cut at 10.")
-    penalty: bool = option(False, "Pull an agent's policy towards its neighbours' (needs linked neighbours).")
+    normalise_observations: bool = option(
+        False, "Normalise observations by their running mean and deviation, clipped at 10."
+    )
+    scale_rewards: bool = option(
+        False, "Scale rewards by the running deviation of the discounted return, clipped at 10."
+    )
+    penalty: bool = option(
+        False, "Penalise the KL between an agent's policy and its neighbours' policies (strategy kl-ppo)."
+    )
     penalty_coef: float = option(1.0, "Weight of the sum over neighbours j of C[k][j] KL_kj.", low=0)
     penalty_direction: str = option(
         "forward", "forward: KL(neighbour || own); reverse: KL(own || neighbour).", choices=("forward", "reverse")
@@ -168,7 +174,7 @@ class PPOFleet(Fleet):
         return self.shape.to_world(self.shape.act(self.policy, self.seen(obs), streams, everyone)[0])
 
     def seen(self, obs: F32, rows: slice = slice(None)) -> F32:
-        """Observations (K, b, o) of these agents as their networks see them."""
+        """Return observations (K, b, o) of these agents as their networks receive them."""
         if not self.config.normalise_observations:
             return obs
         scaled = (obs - self.observations.mean[rows, None]) / self.observations.std[rows, None]
@@ -203,11 +209,11 @@ class PPOFleet(Fleet):
     # --- acting -------------------------------------------------------------------------------------------------------
 
     def collect(self, report: Report) -> Rollout:
-        """T steps in every copy, with values and advantages."""
+        """Collect T steps in every copy, with values and advantages."""
         worlds, (K, n), T = self.worlds, (self.agents, self.worlds.copies), self.config.rollout
         seen = self.seen if self.config.normalise_observations else None
         record = play(self.shape, self.policy, worlds, self.acting, T, seen=seen)
-        # Time behind the agent: what an agent lived through is one stretch of memory.
+        # Agents come first, then time: the data of an agent is contiguous in memory.
         raw, outputs, action, reward, next_obs = (
             np.ascontiguousarray(np.swapaxes(x, 0, 1))
             for x in (record.obs[:-1], record.outputs, record.action, record.reward, record.next_obs)
@@ -233,7 +239,7 @@ class PPOFleet(Fleet):
         return Rollout(flat(obs), flat(action), flat(outputs), log_prob, *rest)
 
     def _values(self, obs: F32, next_obs: F32, truncated: Bools) -> tuple[F32, F32]:
-        """V(s_t) and V(s'_t), (K, T, n): the successor's is the next step's, but where an episode was cut."""
+        """Return V(s_t) and V(s'_t), (K, T, n). V(s'_t) is V of the next step, except at a truncation."""
         K, T, n, width = obs.shape
         value = self.value_net.forward(self.value, obs.reshape(K, -1, width))[..., 0].reshape(K, T, n)
         last = self.value_net.forward(self.value, self.seen(next_obs[:, -1]))[..., 0]
@@ -254,7 +260,7 @@ class PPOFleet(Fleet):
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def learn(self, rollout: Rollout, report: Report, measure_distances: bool = False) -> dict[str, NDArray[Any]]:
-        """Epochs of minibatches over a rollout; returns what was measured, per agent.
+        """Epochs of minibatches over a rollout; returns metrics per agent.
 
         ``measure_distances``: the neighbours' policies are new, so the KL to each of them is measured as well. That
         is done before the first update, between policies of the same moment.
@@ -300,7 +306,7 @@ class PPOFleet(Fleet):
         return measured | self._shares(measured) | distances
 
     def _shares(self, measured: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """How much of the loss each term is: its size as it is weighted, over the sum of all sizes."""
+        """Return the share of each weighted term in the loss, by absolute size."""
         c = self.config
         coefs = {"policy-loss": 1.0, "value-loss": c.value_coef, "entropy": c.entropy_coef, "penalty": c.penalty_coef}
         sizes = {name: coef * np.abs(measured[name]) for name, coef in coefs.items() if name in measured}
@@ -321,14 +327,14 @@ class PPOFleet(Fleet):
         return self.neighbours.distances(self.shape, local, rollout.obs, outputs, forward)
 
     def _rate(self) -> float:
-        """The step size of this iteration."""
+        """Return the step size of this iteration."""
         if not self.config.anneal_over:
             return self.config.learning_rate
         done = float(self.progress[0]) * self.config.rollout * self.worlds.copies
         return self.config.learning_rate * max(0.0, 1.0 - done / self.config.anneal_over)
 
     def _backward(self, batch: Rollout, before: F32, near: list[F32] | None) -> dict[str, F32]:
-        """The loss's gradient on a minibatch, into the two gradient matrices; returns its shares per sample (K, b)."""
+        """Write the loss's gradient into the two gradient matrices. Returns the loss's terms per sample (K, b)."""
         config, b = self.config, np.float32(batch.value.shape[1])
         now = self.shape.outputs(self.policy, batch.obs, self._tapes[0])
         back = now.zeros()
@@ -364,7 +370,7 @@ class PPOFleet(Fleet):
 
 
 def _mean(parts: list[F32], done: NDArray[np.int64]) -> NDArray[Any]:
-    """The mean over all samples of each agent's first ``done`` minibatches, (K,)."""
+    """Return the mean over all samples of each agent's first ``done`` minibatches, (K,)."""
     whole = np.concatenate(parts, axis=-1)
     ends = np.cumsum([part.shape[-1] for part in parts])
     if (done == len(parts)).all():

@@ -28,7 +28,7 @@ class Episode(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """What some work can take of one agent: environment steps, at least and at most, and updates, at most."""
+    """Limits of the work of one agent: the fewest and the most environment steps, and the most updates."""
 
     fewest: int
     most: int
@@ -37,7 +37,7 @@ class Bounds(NamedTuple):
 
 @dataclass
 class Report:
-    """What a stretch of training did: per agent (K,) unless said otherwise."""
+    """The work of a stretch of training. Arrays have one entry per agent, (K,)."""
 
     steps: NDArray[np.int64]
     updates: NDArray[np.int64]
@@ -94,7 +94,7 @@ def _ended(reward, ended, total, length):  # type: ignore[no-untyped-def]
 
 
 def merge(whole: Report, rows: NDArray[np.int64], part: Report, agents: int) -> None:
-    """Put the report of some agents into that of all; what the others did not measure is nan."""
+    """Merge the report of some agents into that of all. Metrics that the others did not measure are nan."""
     whole.steps[rows], whole.updates[rows] = part.steps, part.updates
     whole.episodes += [episode._replace(agent=int(rows[episode.agent])) for episode in part.episodes]
     for name, values in part.metrics.items():

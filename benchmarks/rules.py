@@ -2,7 +2,7 @@
 
 No rule that compares all rows does with less than ``X @ X.T``. The torch contenders are the same formulas as one would
 write them, or find them in a library; for Krum twice, as ``torch.cdist`` multiplies matrices by default, which is noise
-when the rows are close, and can be told not to. ``torch.median`` takes the lower of two middle values, which is less
+when the rows are close, but can be avoided. ``torch.median`` takes the lower of two middle values, which is less
 work than their mean. Where byzfl is installed (``pip install --no-deps byzfl``), its own rules are beside ours as well.
 """
 
@@ -87,12 +87,12 @@ def copies(contender: Contender, rows: F32) -> float:
 
 def beside_the_product(n: int, f: int, rounds: int) -> list[Row]:
     rows = updates(n)
-    lies = rows.copy()
-    lies[:f] *= 1e30
+    forged = rows.copy()
+    forged[:f] *= 1e30
     ours: dict[str, Contender] = {
         "FedPG filter": lambda: fedpg_filter(rows, n, 16, 40.0),
         "Krum": lambda: krum(rows, f),
-        "Krum, attackers at 1e30": lambda: krum(lies, f),
+        "Krum, attackers at 1e30": lambda: krum(forged, f),
         "geometric median": lambda: geometric_median(rows, f, STEPS),
         "median": lambda: median(rows, f),
     }

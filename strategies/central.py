@@ -26,7 +26,7 @@ class Central(FedAvgTD3):
         if run.federation.fraction < 1:
             raise Mistake("central is one learner with the transitions of all agents: leave 'federation.fraction' at 1")
         if run.federation.rule not in ("auto", "mean", "weighted-mean"):
-            raise Mistake("central aggregates nothing that a rule could judge: leave 'federation.rule' away")
+            raise Mistake("central has no rows for a rule to aggregate: leave out 'federation.rule'")
         if run.attack.byzantine or run.attack.agents or run.attack.kind != "none":
             raise Mistake("central is one learner, and nobody in it could attack: leave 'attack' away")
         if run.engine == "local":

@@ -13,9 +13,9 @@ from strategies.rules.rule import Verdict, enough
 def centered_clipping(rows: F32, f: int, radius: float = 0.0, steps: int = 3, start: F32 | None = None) -> Verdict:
     """v + mean_i of (x_i - v) clipped to length ``radius``, again and again (Karimireddy 2021).
 
-    The paper begins at its previous result. Here that is the caller's to hand over (``start``); without it the rule
-    begins at the median of every column, which like the previous result no liar has moved far, and which needs no
-    memory: nothing to save, and nothing that a liar of long ago has left behind.
+    The paper begins at its previous result. Here the caller may pass it (``start``). Without it the rule
+    begins at the median of every column. No attacker can move that far, and it needs no memory: there is nothing to
+    save, and nothing that an earlier attack could have left behind.
     """
     enough("centered-clipping", len(rows), f)
     cloud = Cloud(rows)
@@ -41,6 +41,6 @@ def norm_clipping(rows: F32, f: int, radius: float = 0.0) -> Verdict:
 
 
 def _clipped(lengths: F64, limit: float) -> tuple[F64, int]:
-    """What every row counts in a mean when none may be longer than the limit, and how many are."""
+    """Return the share of every row in a mean of rows clipped to the limit, and the number of clipped rows."""
     long = lengths > limit
     return np.where(long, limit / np.where(long, lengths, 1.0), 1.0) / len(lengths), int(long.sum())

@@ -23,7 +23,7 @@ def minimum_diameter(rows: F32, f: int) -> Verdict:
     """
     enough("minimum-diameter", len(rows), f)
     if f > MOST_LEFT_OUT:
-        raise ValueError(f"minimum-diameter searches for at most {MOST_LEFT_OUT} liars, not {f}")
+        raise ValueError(f"minimum-diameter searches for at most {MOST_LEFT_OUT} attackers, not {f}")
     cloud = Cloud(rows)
     squared = cloud.squared()
     ranked = np.argsort(cloud.distances_to(cloud.centre), kind="stable")

@@ -12,9 +12,9 @@ from strategies.rules.rule import Verdict
 
 
 def fedpg_filter(rows: F32, parties: int, batch: int, sigma: float, delta: float = 0.6, alpha: float = 0.4) -> Verdict:
-    """The filter of FedPG-BR (Fan 2021): who is near to one whom more than half are near to.
+    """Aggregate with the filter of FedPG-BR (Fan 2021): the mean of the rows near to a central one.
 
-    A row counts as near to itself. K is ``parties``, also when some of them are silent: half means half of all.
+    The central row is near to more than half of all rows. A row is near to itself. K is ``parties``, also when some of them are silent: half means half of all.
     """
     K = parties
     assert len(rows) <= K and batch > 0, (len(rows), K, batch)
@@ -34,6 +34,6 @@ def fedpg_filter(rows: F32, parties: int, batch: int, sigma: float, delta: float
             good = np.flatnonzero(near[mom])
             if regime == 2 or len(good) >= (1 - alpha) * K - 1e-9:
                 return mean_of(cloud, good, notes | {"regime": regime, "radius": radius})
-    # Neither radius has anyone whom more than half are near to.
-    nobody = np.full(rows.shape[1], np.nan, dtype=np.float32)
-    return Verdict(nobody, np.arange(0), notes | {"regime": 0, "radius": 2 * sigma})
+    # With neither radius is any row near to more than half of the rows.
+    empty = np.full(rows.shape[1], np.nan, dtype=np.float32)
+    return Verdict(empty, np.arange(0), notes | {"regime": 0, "radius": 2 * sigma})

@@ -1,9 +1,9 @@
-"""What the rules measure: lengths, distances, sorted columns, mixtures of rows. The only place with loops over numbers.
+"""The measurements of the rules: lengths, distances, sorted columns, mixtures of rows.
 
 Three things are easy to get wrong, and are settled here for all rules:
 
 - **Close rows.** |x|² + |y|² - 2xy is noise when x and y differ by a thousandth of their length. So distances are taken
-  around a centre, and the centre is the median of every column: a liar moves a mean as far as it likes, and the honest
+  around a centre, and the centre is the median of every column: an attacker moves a mean without limit, and the honest
   rows would look alike from there. What the centre does not cure is measured again, more exactly (``squared``).
 - **Huge rows.** 1e30 squared is no float32. Such sums are found out in the same way and taken in float64.
 - **Order.** Sums of floats depend on the order of the terms, and so would ties. So rows are put in an order that comes
@@ -33,9 +33,9 @@ _BELIEVED = ((np.dtype(np.float32), 1e-2, 1e-30), (np.dtype(np.float64), 1e-9, 0
 
 
 class Cloud:
-    """n rows of d numbers, in an order of their own; members of a cloud are positions in that order.
+    """An (n, d) matrix with its rows sorted by content, so that results do not depend on the order of arrival.
 
-    ``ties`` decides where the order of the bytes does not: it is an order in which equal rows stay.
+    Members are indices into the sorted order. ``ties`` is the order of equal rows.
     """
 
     def __init__(self, rows: F32, ties: I64 | None = None) -> None:
@@ -55,7 +55,7 @@ class Cloud:
         return len(self.rows)
 
     def names(self, members: I64) -> I64:
-        """Where these members stand among the rows as they came, ascending."""
+        """Return the indices of these members in the original order, ascending."""
         return np.sort(self.order[members])
 
     @property

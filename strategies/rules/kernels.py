@@ -165,7 +165,7 @@ def krum_rounds(distances, nearest, rounds, f):  # type: ignore[no-untyped-def]
     """Krum again and again among those it has not chosen yet. ``nearest``: per row, the others by distance.
 
     A score is the sum of the r - f - 2 smallest squared distances among the r that remain, at least of one. It is added
-    up anew every time: taking away what was added leaves nothing beside a liar at 1e30.
+    up anew every time: taking away what was added leaves nothing beside a forged row of 1e30.
     """
     n = distances.shape[0]
     left, chosen = np.ones(n, np.bool_), np.empty(rounds, np.int64)

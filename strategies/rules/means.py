@@ -12,7 +12,7 @@ from strategies.rules.rule import Rule, Verdict, enough
 
 
 def weighted_mean(rows: F32, weights: NDArray[np.float64]) -> Verdict:
-    """sum_k p_k w_k with p_k = n_k / n, added up in float64; equal shares when nobody did any work."""
+    """Return sum_k p_k w_k with p_k = n_k / n, added up in float64. Shares are equal if no agent did any work."""
     assert weights.shape == (len(rows),), (rows.shape, weights.shape)
     enough("weighted-mean", len(rows), 0)
     if (weights < 0).any() or not np.isfinite(weights).all():
@@ -24,7 +24,7 @@ def weighted_mean(rows: F32, weights: NDArray[np.float64]) -> Verdict:
 
 
 def mean(rows: F32) -> Verdict:
-    """Every row the same share, whatever its party says it did."""
+    """Aggregate with equal shares, whatever work an agent reports."""
     enough("mean", len(rows), 0)
     return mean_of(Cloud(rows), np.arange(len(rows)), {})
 
@@ -37,7 +37,7 @@ def mean_of(cloud: Cloud, members: I64, notes: dict[str, float]) -> Verdict:
 def after_mixing(rule: Rule, f: int) -> Rule:
     """The rule on mixed rows: each the mean of the n - f nearest to it, itself among them (Allouah 2023).
 
-    Who had a say are the rows in the mixtures that the rule kept.
+    The kept rows are those in the mixtures that the rule kept.
     """
 
     def mixed(rows: F32, weights: NDArray[np.float64]) -> Verdict:

@@ -24,8 +24,8 @@ def geometric_median(rows: F32, f: int = 0, steps: int = 100, smoothing: float =
     """The point with the smallest sum of distances, by Weiszfeld's iteration, smoothed (Pillutla 2019).
 
     The point is z = sum_i a_i x_i all the way, and with the products around a centre, |x_i - z|² = g_ii - 2 (G a)_i +
-    a G a: a step costs n² and not n d. It begins at the median of every column, which no liar has moved far. Distances
-    below nu count as nu; that is a share of their median, so that the rule means the same in any unit.
+    a G a: a step costs n² and not n d. It begins at the median of every column, which no attacker
+    can move far. Distances below nu count as nu, a share of their median, so that the rule works alike in any unit.
     """
     enough("geometric-median", len(rows), f)
     cloud = Cloud(rows)
