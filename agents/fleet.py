@@ -1,20 +1,17 @@
-"""What every fleet can do. A fleet is K learners of one kind whose weights are matrices with a row per agent."""
+"""The contract of a learner. A fleet is K learners of one kind whose weights are matrices with a row per agent."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from gymnasium import spaces
-from numba import njit
 from numpy.typing import NDArray
 
+from agents.report import Bounds, Report, merge
 from core import registry
 from core.errors import Mistake
 from core.moments import Moments
@@ -26,7 +23,7 @@ Bools = NDArray[np.bool_]
 
 
 class Step(Protocol):
-    """What a step returns, axes (agent, copy); ``next_obs`` is the true successor, ``obs`` what to act on now."""
+    """The result of a step, axes (agent, copy). ``next_obs`` is the true successor, ``obs`` the one to act on now."""
 
     obs: F32
     reward: F32
@@ -36,7 +33,7 @@ class Step(Protocol):
 
 
 class Worlds(Protocol):
-    """What a fleet needs of its worlds: K agents x n copies that reset themselves."""
+    """The interface of worlds for a fleet: K agents x n copies that reset themselves."""
 
     agents: int
     copies: int
@@ -58,90 +55,20 @@ class Worlds(Protocol):
     def close(self) -> None: ...
 
 
-class Episode(NamedTuple):
-    """A finished training episode of one agent: its return, its length, and the agent's step count at its end."""
-
-    agent: int
-    total: float
-    length: int
-    at: int
-
-
-class Bounds(NamedTuple):
-    """What some work can take of one agent: environment steps, at least and at most, and updates, at most."""
-
-    fewest: int
-    most: int
-    updates: int
-
-
-@dataclass
-class Report:
-    """What a stretch of training did: per agent (K,) unless said otherwise."""
-
-    steps: NDArray[np.int64]
-    updates: NDArray[np.int64]
-    episodes: list[Episode] = field(default_factory=list)
-    metrics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    acting_s: float = 0.0
-    learning_s: float = 0.0
-
-    @contextmanager
-    def acting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.acting_s += time.perf_counter() - begin
-
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.learning_s += time.perf_counter() - begin
-
-
-class Meter(Rows):
-    """Adds up the returns of the episodes in progress."""
-
-    ROWS = ("total", "length")
-
-    def __init__(self, agents: int, copies: int) -> None:
-        self.total = np.zeros((agents, copies))
-        self.length = np.zeros((agents, copies), np.int64)
-
-    def add(self, reward: F32, ended: Bools, at: NDArray[np.int64], report: Report) -> None:
-        """Count T steps of every copy, (T, K, n), at whose end the agents are ``at``; report episodes that ended."""
-        T, _, n = reward.shape
-        for t, k, total, length in _ended(reward, ended, self.total, self.length):
-            report.episodes.append(Episode(int(k), total, int(length), int(at[k]) - (T - 1 - int(t)) * n))
-
-    def clear(self) -> None:
-        self.total[...] = 0.0
-        self.length[...] = 0
-
-
-@njit(cache=True)
-def _ended(reward, ended, total, length):  # type: ignore[no-untyped-def]
-    found = [(0, 0, 0.0, 0) for _ in range(0)]
-    for t in range(reward.shape[0]):
-        for k in range(reward.shape[1]):
-            for i in range(reward.shape[2]):
-                total[k, i] += reward[t, k, i]
-                length[k, i] += 1
-                if ended[t, k, i]:
-                    found.append((t, k, total[k, i], length[k, i]))
-                    total[k, i], length[k, i] = 0.0, 0
-    return found
-
-
 class Fleet(Rows):
     """K learners and their worlds.
 
     ``parts`` are the weights that may be exchanged, one float32 matrix each; write into them, never replace them.
     Everything random is drawn from each agent's own streams, so an agent learns the same alone and in a fleet.
+
+    A subclass needs ``parts``, ``act``, ``_train``, ``steps_of`` and ``bounds``. The other methods serve single
+    strategies, and refuse by default. ``train_to``, ``measure``, ``shared``, ``share`` and ``shared_step`` are for
+    fedavg-td3, which pauses an update in the middle: of the built-in learners only TD3 has all of them. ``measure`` and
+    ``apply`` alone are for strategies that exchange gradients, ``link`` for kl-ppo.
     """
 
     unit: str = "work"
-    # How the names of learned arrays begin that acting can do without.
+    # Prefixes of learned arrays that acting does not need.
     spare: ClassVar[tuple[str, ...]] = ()
     seeds: Sequence[int]
     worlds: Worlds
@@ -149,7 +76,7 @@ class Fleet(Rows):
 
     @classmethod
     def check(cls, run: Any) -> None:
-        """Refuse a run that this learner cannot have part in (``runs.config.RunConfig``). Builds nothing."""
+        """Refuse a run (``runs.config.RunConfig``) that this learner cannot take part in. Builds nothing."""
 
     @property
     def agents(self) -> int:
@@ -162,55 +89,57 @@ class Fleet(Rows):
 
     @property
     def moments(self) -> dict[str, Moments]:
-        """Running moments that are exchanged beside the parts: added up, never averaged."""
+        """The running moments that are exchanged beside the parts. They are added up, never averaged."""
         return {}
 
     @property
     def learned(self) -> dict[str, NDArray[Any]]:
-        """All that acting needs, a row per agent: what a run leaves for others to use."""
-        found: dict[str, NDArray[Any]] = dict(self.parts)
+        """All arrays that acting needs, a row per agent. A run saves them as its weights."""
+        arrays: dict[str, NDArray[Any]] = dict(self.parts)
         for name, moments in self.moments.items():
-            found |= {f"moments.{name}.{key}": array for key, array in moments.state().items()}
-        return found
+            arrays |= {f"moments.{name}.{key}": array for key, array in moments.state().items()}
+        return arrays
 
     def load_learned(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take over what a fleet of the same shape has learned; ``spare`` arrays may be missing."""
+        """Load the weights of a fleet of the same shape. ``spare`` arrays may be missing."""
         for name, mine in self.learned.items():
             if name not in arrays and name.startswith(self.spare):
                 continue
-            # One row is for everybody: what a federation leaves is one set of weights.
+            # One row is for all agents: a federation saves one set of weights.
             if name not in arrays or arrays[name].shape not in (mine.shape, (1, *mine.shape[1:])):
                 found = list(arrays[name].shape) if name in arrays else "missing"
                 raise Mistake(f"'{name}' of the weights is {found}, this fleet needs {list(mine.shape)}")
             if unknown := np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1)).tolist():
-                raise Mistake(f"'{name}' of the weights holds nothing of the agents {unknown}: they sent none")
+                raise Mistake(
+                    f"'{name}' of the weights has no finite row for the agents {unknown}: they sent no weights"
+                )
             mine[...] = arrays[name]
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
-        """Actions (K, n[, a]) for observations (K, n, o): explored with the copies' streams, greedy without."""
+        """Return actions (K, n[, a]) for observations (K, n, o): sampled with streams, greedy without."""
         raise NotImplementedError
 
     @property
     def usual_work(self) -> int:
-        """The work of a round when a run leaves it to the algorithm."""
+        """The work of a round if the conf sets none."""
         return 10
 
     @property
     def standing(self) -> NDArray[np.int64]:
-        """Where each agent is in its training: those that stand alike are trained together."""
+        """The progress of each agent. Agents with equal progress are trained together."""
         return self.progress
 
     def train(self, work: int) -> Report:
-        """``work`` more units for every agent (``unit`` says which)."""
+        """Train every agent for ``work`` more units (``unit`` names them)."""
         return self.in_groups(lambda group, rows: group._train(work))
 
     def in_groups(self, act: Callable[[Any, Any], Report]) -> Report:
-        """Everybody acts, and agents that do not stand alike do it in groups; ``act`` gets a fleet and its rows."""
+        """Call ``act`` with each group of agents of equal progress and its rows. Returns one report."""
         standing = np.unique(self.standing, axis=0)
         if len(standing) == 1:
             return act(self, slice(None))
         whole = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
-        # Who is in which group is settled first: a group that has trained may stand where another one begins.
+        # Groups are made first: after training, a group may have the progress that another one begins with.
         groups = [(self.standing == stage).reshape(self.agents, -1).all(axis=1) for stage in standing]
         for rows in map(np.flatnonzero, groups):
             group = self.take(rows)
@@ -222,7 +151,7 @@ class Fleet(Rows):
         raise NotImplementedError
 
     def steps_of(self, work: int) -> float:
-        """Environment steps of an agent over all its copies in so much work; infinite where work is whole episodes."""
+        """Return the environment steps of an agent in this much work; infinite if work is whole episodes."""
         raise NotImplementedError
 
     def bounds(self, work: int, measured: bool = False) -> Bounds:
@@ -230,40 +159,40 @@ class Fleet(Rows):
         raise NotImplementedError
 
     def gradient(self, part: str) -> F32:
-        """d loss / d W of a part (K, d) on fresh data, without a step."""
+        """Return d loss / d W of a part (K, d) on fresh data, without a step."""
         raise Mistake(f"{type(self).__name__} gives no gradient of '{part}'")
 
     def measure(self, part: str, work: int) -> tuple[F32, Report]:
-        """d loss / d W of a part (K, d) on ``work`` fresh samples, and what measuring it took: a round's work."""
+        """Return d loss / d W of a part (K, d) on ``work`` fresh samples, and the report of measuring it."""
         raise Mistake(f"{type(self).__name__} measures no gradient of '{part}'")
 
     def train_to(self, part: str, work: int) -> Report:
-        """As ``train``, but the last update pauses where a part is exchanged; training again goes on from there."""
+        """Train, but pause the last update where the part is exchanged. The next call goes on from there."""
         raise Mistake(f"{type(self).__name__} does not pause at the exchange of '{part}'")
 
-    # Whether policies of other agents can pull on this learner (``link``).
+    # Whether this learner has a penalty towards other agents' policies (``link``).
     linkable: ClassVar[bool] = False
 
     def link(self, policies: F32, weights: F32, known: Bools, names: Sequence[str]) -> None:
-        """Be pulled towards these policies (J, d) from now on, each agent with its row of ``weights`` (K, J).
+        """Set the policies (J, d) that agents are penalised for leaving, each agent with its row of ``weights`` (K, J).
 
-        ``known`` tells which policies each agent was handed; ``names`` say whose they are.
+        ``known`` marks the policies that each agent received; ``names`` are their owners.
         """
-        raise Mistake(f"{type(self).__name__} is pulled towards no policies of others")
+        raise Mistake(f"{type(self).__name__} has no penalty towards policies of others")
 
     def shared(self, part: str) -> F32:
-        """The weights of a part (K, d) that all agents last had in common: those that a round begins with."""
+        """Return the weights of a part (K, d) that all agents last shared: those that a round begins with."""
         return self.parts[part]
 
     def share(self, part: str, rows: Any) -> None:
-        """Weights of a part that all share have come for these rows."""
+        """Note that these rows have received shared weights of a part."""
 
     def shared_step(self, part: str, G: F32, rows: Any) -> None:
-        """The step of a part that these rows paused before, down a gradient (d,) that is everybody's."""
+        """Take the step of a part that these rows paused before, with the shared gradient (d,)."""
         raise Mistake(f"{type(self).__name__} takes no gradient of '{part}'")
 
     def apply(self, part: str, G: F32) -> None:
-        """One step of the part's optimiser down a gradient (K, d), wherever it was measured."""
+        """Take one step of the part's optimiser with a gradient (K, d)."""
         raise Mistake(f"{type(self).__name__} takes no gradient of '{part}'")
 
     def layers(self, part: str, width: int) -> list[slice]:
@@ -278,7 +207,7 @@ class Fleet(Rows):
         return [slice(begin, end) for begin, end in itertools.pairwise(edges) if end > begin]
 
     def settle(self) -> None:
-        """End the episodes that a state could not hold; what was measured of them is forgotten."""
+        """End the episodes that a state cannot hold, and discard their returns."""
         if not self.worlds.exact:
             self.end_episodes()
             self.worlds.settle()
@@ -288,7 +217,7 @@ class Fleet(Rows):
         return super().state()
 
     def end_episodes(self) -> None:
-        """Forget what was measured of the episodes in progress: they are about to be ended."""
+        """Discard the returns of the episodes in progress, which are about to be ended."""
 
     def take(self, rows: Any) -> Any:
         part = super().take(rows)
@@ -296,7 +225,7 @@ class Fleet(Rows):
         return part
 
     def evaluate(self, worlds: Worlds, explore: bool = False) -> NDArray[np.float64]:
-        """The return of one whole episode in every copy of these worlds, (K, n)."""
+        """Return the return of one whole episode in every copy of these worlds, (K, n)."""
         own = [child(seed, int(done)) for seed, done in zip(self.seeds, self.progress, strict=True)]
         streams = Streams(own, "judged", lanes=worlds.copies) if explore else None
         obs = worlds.reset()
@@ -334,18 +263,8 @@ def no_gradient(fleet: Fleet) -> F32:
     return np.empty((fleet.agents, 0), np.float32)
 
 
-def merge(whole: Report, rows: NDArray[np.int64], part: Report, agents: int) -> None:
-    """Put the report of some agents into that of all; what the others did not measure is nan."""
-    whole.steps[rows], whole.updates[rows] = part.steps, part.updates
-    whole.episodes += [episode._replace(agent=int(rows[episode.agent])) for episode in part.episodes]
-    for name, values in part.metrics.items():
-        whole.metrics.setdefault(name, np.full(agents, np.nan))[rows] = values
-    whole.acting_s += part.acting_s
-    whole.learning_s += part.learning_s
-
-
 def action_range(space: spaces.Space[Any]) -> tuple[F32, F32]:
-    """The centre and the half-width of a bounded Box; refuses other spaces."""
+    """Return the centre and the half-width of a bounded Box. Refuses other spaces."""
     if not (isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all()):
         raise Mistake(f"this algorithm needs bounded continuous actions, the world has {space}")
     low, high = space.low.astype(np.float32), space.high.astype(np.float32)

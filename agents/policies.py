@@ -1,4 +1,4 @@
-"""Stochastic policies: a network, and what its outputs mean (a categorical or a diagonal Gaussian)."""
+"""Stochastic policies: a network whose outputs are the parameters of a categorical or a diagonal Gaussian."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numba import njit, uint64
 from numpy.typing import NDArray
 
-from agents import equations
+from agents.equations import distributions
 from agents.fleet import Bools, action_range
 from agents.networks import MLP, Tape
 from core.streams import Streams, uniform01
@@ -19,7 +19,7 @@ F32 = NDArray[np.float32]
 
 
 class Policy:
-    """The shape of a policy. A row of its weights is the network and, for continuous actions, a log_std per action."""
+    """The shape of a policy. A row of weights holds the network and, for continuous actions, a log_std per action."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class Policy:
         return net if self.discrete else np.concatenate([net, np.zeros((len(net), self.size), np.float32)], axis=1)
 
     def split(self, W: F32) -> tuple[F32, F32 | None]:
-        """The network's weights and the log_std of rows of weights."""
+        """Return the network's weights and the log_std of rows of weights."""
         return W[..., : self.net.width], (None if self.discrete else W[..., self.net.width :])
 
     def act(self, W: F32, obs: F32, streams: Streams | None, active: Bools) -> tuple[NDArray[Any], F32]:
-        """Actions (K, n[, a]) and the network's outputs (K, n, a).
+        """Return actions (K, n[, a]) and the network's outputs (K, n, a).
 
-        Sampled with the copies' own streams, which are drawn from only where active; the likeliest without streams.
+        With streams, actions are sampled, and only active copies draw from theirs. Without, they are the likeliest.
         """
         outputs = self.net.infer(W, obs, active)
         if self.discrete:
@@ -67,28 +67,26 @@ class Policy:
         return chosen, outputs
 
     def compiled(self, W: F32) -> tuple[Any, ...]:
-        """What a compiled loop needs to act: the networks and, for continuous actions, deviations and range."""
+        """Return what a compiled loop needs to act: the networks and, for continuous actions, deviations and range."""
         net = (W, np.array(self.net.sizes), self.net.activation == "relu", self.net.squash)
         _, log_std = self.split(W)
         return (*net, None, None, None) if log_std is None else (*net, np.exp(log_std), self.low, self.high)
 
     def to_world(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """What the world is told: a Gaussian's tails are cut at the range of the actions."""
+        """Return actions as the world takes them: clipped to its range."""
         return actions if self.discrete else np.clip(actions, self.low, self.high)
 
     def outputs(self, W: F32, obs: F32, tape: Tape | None = None) -> Outputs:
-        """What these weights (K, d) say on these states (K, b, o)."""
+        """Return the distributions of these weights (K, d) on these states (K, b, o)."""
         net, log_std = self.split(W)
-        return self.said(self.net.forward(net, obs, tape), log_std)
+        return _distribution(self.net.forward(net, obs, tape), log_std)
 
-    def said(self, values: F32, log_std: F32 | None) -> Outputs:
-        """The network's outputs (K, b, a) as a distribution; ``log_std`` is (K, a), of continuous actions only."""
-        if log_std is None:
-            return Categorical(values)
-        return Gaussian(values, np.ascontiguousarray(log_std))
+    def distribution(self, values: F32, W: F32) -> Outputs:
+        """Return the network outputs (K, b, a) of the weights ``W`` as a distribution."""
+        return _distribution(values, self.split(W)[1])
 
     def backward(self, W: F32, tape: Tape, back: Back, G: F32) -> None:
-        """From derivatives of a loss by the outputs to its gradient (K, d), written into ``G``."""
+        """Backpropagate a loss from the outputs to the weights. Writes its gradient (K, d) into ``G``."""
         net, log_std = self.split(G)
         self.net.backward(self.split(W)[0], tape, back.values, net)
         if log_std is not None:
@@ -96,7 +94,7 @@ class Policy:
 
 
 class Back(NamedTuple):
-    """Derivatives of a loss by a distribution's parameters, added up term by term."""
+    """The gradient of a loss with respect to a distribution's parameters, accumulated term by term."""
 
     values: F32
     log_std: F32
@@ -104,12 +102,12 @@ class Back(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """A distribution per state; the ``_back`` methods add d * derivative to a ``Back``."""
+    """A distribution per state. The ``_back`` methods add d * derivative to a ``Back``."""
 
     values: F32
 
-    def nothing(self) -> Back:
-        """Where derivatives begin to add up."""
+    def zeros(self) -> Back:
+        """Return a zero-initialised gradient accumulator."""
         return Back(np.zeros_like(self.values), np.zeros((len(self.values), self.values.shape[-1]), np.float32))
 
     def log_prob(self, action: NDArray[Any]) -> F32:
@@ -129,67 +127,74 @@ class Outputs:
         raise NotImplementedError
 
     def kl_back(self, other: Any, kl: F32, d: F32, back: Back) -> None:
-        """By the parameters of self."""
+        """Accumulate the gradient of KL(self || other) with respect to the parameters of ``self``."""
         raise NotImplementedError
 
     def kl_back_other(self, other: Any, d: F32, back: Back) -> None:
-        """By the parameters of other."""
+        """Accumulate the gradient of KL(self || other) with respect to the parameters of ``other``."""
         raise NotImplementedError
 
 
+def _distribution(values: F32, log_std: F32 | None) -> Outputs:
+    """Return network outputs as a distribution. ``log_std`` (K, a) belongs to continuous actions only."""
+    if log_std is None:
+        return Categorical(values)
+    return Gaussian(values, np.ascontiguousarray(log_std))
+
+
 class Categorical(Outputs):
-    """Values are logits."""
+    """Categorical distributions. Values are logits."""
 
     def log_prob(self, action: NDArray[Any]) -> F32:
-        return equations.categorical_log_prob(self.values, action)  # type: ignore[no-any-return]
+        return distributions.categorical_log_prob(self.values, action)  # type: ignore[no-any-return]
 
     def log_prob_back(self, action: NDArray[Any], d: F32, back: Back) -> None:
-        equations.categorical_log_prob_back(self.values, action, d, back.values)
+        distributions.categorical_log_prob_back(self.values, action, d, back.values)
 
     def entropy(self) -> F32:
-        return equations.categorical_entropy(self.values)  # type: ignore[no-any-return]
+        return distributions.categorical_entropy(self.values)  # type: ignore[no-any-return]
 
     def entropy_back(self, entropy: F32, d: F32, back: Back) -> None:
-        equations.categorical_entropy_back(self.values, entropy, d, back.values)
+        distributions.categorical_entropy_back(self.values, entropy, d, back.values)
 
     def kl(self, other: Categorical) -> F32:
-        return equations.categorical_kl(self.values, other.values)  # type: ignore[no-any-return]
+        return distributions.categorical_kl(self.values, other.values)  # type: ignore[no-any-return]
 
     def kl_back(self, other: Categorical, kl: F32, d: F32, back: Back) -> None:
-        equations.categorical_kl_back_p(self.values, other.values, kl, d, back.values)
+        distributions.categorical_kl_back_p(self.values, other.values, kl, d, back.values)
 
     def kl_back_other(self, other: Categorical, d: F32, back: Back) -> None:
-        equations.categorical_kl_back_q(self.values, other.values, d, back.values)
+        distributions.categorical_kl_back_q(self.values, other.values, d, back.values)
 
 
 @dataclass(frozen=True)
 class Gaussian(Outputs):
-    """Values are means; one log_std per agent and action."""
+    """Diagonal Gaussians. Values are means; each agent has one log_std per action."""
 
     log_std: F32
 
     def log_prob(self, action: NDArray[Any]) -> F32:
-        return equations.gaussian_log_prob(self.values, self.log_std, action)  # type: ignore[no-any-return]
+        return distributions.gaussian_log_prob(self.values, self.log_std, action)  # type: ignore[no-any-return]
 
     def log_prob_back(self, action: NDArray[Any], d: F32, back: Back) -> None:
-        equations.gaussian_log_prob_back(self.values, self.log_std, action, d, back.values, back.log_std)
+        distributions.gaussian_log_prob_back(self.values, self.log_std, action, d, back.values, back.log_std)
 
     def entropy(self) -> F32:
-        return equations.gaussian_entropy(self.values, self.log_std)  # type: ignore[no-any-return]
+        return distributions.gaussian_entropy(self.values, self.log_std)  # type: ignore[no-any-return]
 
     def entropy_back(self, entropy: F32, d: F32, back: Back) -> None:
-        equations.gaussian_entropy_back(d, back.log_std)
+        distributions.gaussian_entropy_back(d, back.log_std)
 
     def kl(self, other: Gaussian) -> F32:
-        return equations.gaussian_kl(self.values, self.log_std, other.values, other.log_std)  # type: ignore[no-any-return]
+        return distributions.gaussian_kl(self.values, self.log_std, other.values, other.log_std)  # type: ignore[no-any-return]
 
     def kl_back(self, other: Gaussian, kl: F32, d: F32, back: Back) -> None:
         mine, theirs = (self.values, self.log_std), (other.values, other.log_std)
-        equations.gaussian_kl_back_p(*mine, *theirs, d, back.values, back.log_std)
+        distributions.gaussian_kl_back_p(*mine, *theirs, d, back.values, back.log_std)
 
     def kl_back_other(self, other: Gaussian, d: F32, back: Back) -> None:
         mine, theirs = (self.values, self.log_std), (other.values, other.log_std)
-        equations.gaussian_kl_back_q(*mine, *theirs, d, back.values, back.log_std)
+        distributions.gaussian_kl_back_q(*mine, *theirs, d, back.values, back.log_std)
 
 
 @njit(cache=True, fastmath=True, error_model="numpy")

@@ -14,11 +14,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from agents import equations
 from agents.adam import Adam
-from agents.fleet import Bools, Bounds, Episode, Fleet, Report, Worlds, agent
+from agents.equations import estimators, returns
+from agents.fleet import Bools, Fleet, Worlds, agent
 from agents.networks import Tape
 from agents.policies import Policy
+from agents.report import Bounds, Episode, Report
 from agents.rollout import play
 from core.errors import Mistake
 from core.options import option
@@ -112,7 +113,7 @@ class PolicyGradientFleet(Fleet):
         return -self.ascent(self.policy, self.sample(self.policy, self.config.batch))
 
     def measure(self, part: str, work: int) -> tuple[F32, Report]:
-        """The gradient on ``work`` trajectories of every agent."""
+        """Return the gradient on ``work`` trajectories of every agent."""
         if part != "policy":
             return super().measure(part, work)
         report = Report(np.zeros(self.agents, np.int64), np.ones(self.agents, np.int64))
@@ -129,7 +130,7 @@ class PolicyGradientFleet(Fleet):
         self.adam.step(self.policy, G, self.config.learning_rate)
 
     def sample(self, W: F32, batch: int, report: Report | None = None) -> Trajectories:
-        """``batch`` whole episodes of every agent, played by ``W``, as many at once as there are copies."""
+        """Sample ``batch`` whole episodes of every agent with the policies ``W``, one per copy at a time."""
         copies = self.worlds.copies
         waves = [self._wave(W, min(copies, batch - done)) for done in range(0, batch, copies)]
         found = waves[0] if len(waves) == 1 else _joined(waves)
@@ -141,7 +142,7 @@ class PolicyGradientFleet(Fleet):
         return found
 
     def _wave(self, W: F32, width: int) -> Trajectories:
-        """One episode in each of the first ``width`` copies; a copy that has finished stands still."""
+        """Sample one episode in each of the first ``width`` copies. A copy that has finished is not stepped."""
         worlds = self.worlds
         worlds.reset()
         playing = np.zeros((self.agents, worlds.copies), np.bool_)
@@ -150,24 +151,24 @@ class PolicyGradientFleet(Fleet):
         return _packed(record.obs, record.action, record.reward, record.lengths[:, :width])
 
     def ascent(self, W: F32, found: Trajectories, weight: F32 | None = None) -> F32:
-        """g (K, d): the mean over timesteps of weight * grad log pi A, at the policies ``W``."""
+        """Return g (K, d), the mean over timesteps of weight * grad log pi A, at the policies ``W``."""
         advantage = self.advantages(found)
         return self._ascent(W, found, advantage if weight is None else weight * advantage)
 
     def progress_since(self, then: F32, found: Trajectories) -> tuple[F32, NDArray[np.float64]]:
-        """g(theta_n) - g_w(theta_0) for trajectories at the policies now, and the mean importance weights (K,)."""
-        weight = equations.importance_weight(self.log_probs(then, found), self.log_probs(self.policy, found))
+        """Return g(theta_n) - g_w(theta_0) for trajectories of the current policies, and the mean weights (K,)."""
+        weight = estimators.importance_weight(self.log_probs(then, found), self.log_probs(self.policy, found))
         return self._change(then, found, weight), _means(weight, found)
 
     def correction(self, then: F32, found: Trajectories) -> tuple[F32, NDArray[np.float64]]:
-        """The same with the weight of a whole trajectory at each of its steps (PAGE)."""
+        """Return the same with the weight of a whole trajectory at each of its steps (PAGE)."""
         before, now = self.log_probs(then, found), self.log_probs(self.policy, found)
-        weight = equations.trajectory_weight(before, now, found.last, found.used)
+        weight = estimators.trajectory_weight(before, now, found.last, found.used)
         return self._change(then, found, weight), _means(weight, found)
 
     def _change(self, then: F32, found: Trajectories, weight: F32) -> F32:
         now, before = self.ascent(self.policy, found), self.ascent(then, found, weight)
-        change: F32 = equations.scsg_direction(now, before, np.zeros_like(now))
+        change: F32 = estimators.scsg_direction(now, before, np.zeros_like(now))
         return change
 
     def scatter(self, W: F32, found: Trajectories) -> float:
@@ -183,34 +184,34 @@ class PolicyGradientFleet(Fleet):
         return float(n / (n - 1) * (share**2 * off).sum() * n)
 
     def _ascent(self, W: F32, found: Trajectories, pull: F32) -> F32:
-        """The mean over timesteps of pull * grad log pi."""
+        """Return the mean over timesteps of pull * grad log pi."""
         G = np.empty_like(W)
         used = found.used[:, None]
         d: F32 = ((np.arange(pull.shape[1]) < used) / used).astype(np.float32) * pull
         for rows, stretch in self._chunks(found):
-            said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
-            back = said.nothing()
-            said.log_prob_back(found.action[rows, stretch], d[rows, stretch], back)
+            outputs = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
+            back = outputs.zeros()
+            outputs.log_prob_back(found.action[rows, stretch], d[rows, stretch], back)
             self.shape.backward(W[rows], self._tape, back, G[rows])
         return G
 
     def log_probs(self, W: F32, found: Trajectories) -> F32:
-        """log pi_W(a_t|s_t) of every step, (K, L): what importance weights are made of."""
+        """Return log pi_W(a_t|s_t) of every step, (K, L), for importance weights."""
         out = np.zeros(found.reward.shape, np.float32)
         for rows, stretch in self._chunks(found):
-            said = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
-            out[rows, stretch] = said.log_prob(found.action[rows, stretch])
+            outputs = self.shape.outputs(W[rows], found.obs[rows, stretch], self._tape)
+            out[rows, stretch] = outputs.log_prob(found.action[rows, stretch])
         return out
 
     def advantages(self, found: Trajectories) -> F32:
         """A (K, L): whitened rewards to go, or whitened whole returns."""
-        returns = equations.discounted_returns(found.reward, found.last, self.config.gamma)
+        discounted = returns.discounted_returns(found.reward, found.last, self.config.gamma)
         if self.config.estimator == "gpomdp":
-            return equations.whitened_rewards_to_go(returns, found.last, found.used)  # type: ignore[no-any-return]
-        return equations.whitened_whole_returns(returns, found.last, found.used)  # type: ignore[no-any-return]
+            return returns.whitened_rewards_to_go(discounted, found.last, found.used)  # type: ignore[no-any-return]
+        return returns.whitened_whole_returns(discounted, found.last, found.used)  # type: ignore[no-any-return]
 
     def _chunks(self, found: Trajectories) -> Iterator[tuple[slice, slice]]:
-        """Groups of agents whose steps fit a pass; every pass sees an agent whole."""
+        """Yield groups of agents whose steps fit into one pass. An agent is never split between passes."""
         agents, length = found.reward.shape
         group = max(1, _CHUNK // max(length, 1))
         for begin in range(0, agents, group):
@@ -219,12 +220,12 @@ class PolicyGradientFleet(Fleet):
 
 
 def _means(weight: F32, found: Trajectories) -> NDArray[np.float64]:
-    """The mean over the steps that count, (K,)."""
+    """Return the mean over the first ``used`` steps, (K,)."""
     return np.array([row[:used].mean() for row, used in zip(weight, found.used, strict=True)], np.float64)
 
 
 def _packed(obs: F32, action: NDArray[Any], reward: F32, lengths: NDArray[np.int64]) -> Trajectories:
-    """Lockstep arrays (T, K, n, ...) to one episode after the other (K, L, ...)."""
+    """Convert arrays of parallel episodes (T, K, n, ...) to consecutive episodes (K, L, ...)."""
     used = lengths.sum(axis=1)
     K, L = len(used), int(used.max())
     flat = action.reshape(*action.shape[:3], -1)
@@ -240,7 +241,7 @@ def _packed(obs: F32, action: NDArray[Any], reward: F32, lengths: NDArray[np.int
 
 
 def _apart(found: Trajectories, advantage: F32) -> tuple[Trajectories, F32]:
-    """One agent's trajectories as those of many agents with one each, and the advantages likewise."""
+    """Return one agent's trajectories as those of many agents with one trajectory each, and the advantages likewise."""
     lengths = found.lengths[0]
     L = int(lengths.max())
     begin = np.cumsum(lengths) - lengths
@@ -254,7 +255,7 @@ def _apart(found: Trajectories, advantage: F32) -> tuple[Trajectories, F32]:
 
 
 def _joined(waves: list[Trajectories]) -> Trajectories:
-    """The episodes of several waves behind one another."""
+    """Concatenate the episodes of several waves."""
     used = np.sum([wave.used for wave in waves], axis=0)
     K, L = len(used), int(used.max())
     first = waves[0]

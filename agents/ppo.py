@@ -1,7 +1,7 @@
-"""PPO (Schulman 2017) for K agents, each with a policy of its own and a value function that nobody else sees.
+"""PPO (Schulman 2017) for K agents, each with its own policy and its own value function.
 
-An iteration is a rollout of T steps in every copy and some epochs over it. With neighbours linked, the loss also
-carries the KL between an agent's policy and frozen copies of theirs.
+An iteration is a rollout of T steps in every copy, and some epochs over it. With neighbours, the loss has a further
+term: the KL divergence between an agent's policy and frozen copies of its neighbours' policies.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agents import equations
 from agents.adam import Adam, norm_cut
-from agents.fleet import Bools, Bounds, Fleet, Meter, Report, Worlds, agent
+from agents.equations import ppo_losses, returns
+from agents.fleet import Bools, Fleet, Worlds, agent
+from agents.neighbours import Neighbours
 from agents.networks import MLP, Tape
-from agents.policies import Back, Outputs, Policy
+from agents.policies import Policy
+from agents.report import Bounds, Meter, Report
 from agents.rollout import play
 from core import registry
 from core.errors import Mistake
@@ -31,7 +33,7 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO, every knob."""
+    """Options of PPO."""
 
     hidden: tuple[int, ...] = option((64, 64), "Hidden layers of the policy and of the value function.", low=1)
     activation: str = option("tanh", "Hidden activation.", choices=("relu", "tanh"))
@@ -39,7 +41,7 @@ class PPOConfig:
     learning_rate: float = option(2.5e-4, "Step size of Adam.", above=0)
     anneal_over: int = option(0, "Steps of an agent over which the step size falls linearly to 0; 0: constant.", low=0)
     gamma: float = option(0.99, "Discount.", low=0, high=1)
-    gae: bool = option(True, "Generalised advantages; without, discounted returns minus the value (lambda = 1).")
+    gae: bool = option(True, "Generalised advantages; false: discounted returns minus the value (lambda = 1).")
     gae_lambda: float = option(0.95, "Lambda of the generalised advantages.", low=0, high=1)
     minibatches: int = option(4, "Updates per epoch.", low=1)
     epochs: int = option(4, "Passes over a rollout.", low=1)
@@ -53,33 +55,26 @@ class PPOConfig:
     clip_value: bool = option(True, "Clip the change of the value as the surrogate clips that of the policy.")
     entropy_coef: float = option(0.01, "Weight of the entropy bonus.", low=0)
     value_coef: float = option(0.5, "Weight of the value loss.", low=0)
-    max_grad_norm: float = option(0.5, "Bound of the gradient's norm, policy and value together; 0: none.", low=0)
+    max_grad_norm: float = option(0.5, "Limit of the gradient norm of policy and value together; 0: none.", low=0)
     target_kl: float = option(
         0.0,
-        "objective kl: the KL that beta aims at. objective clip: no further epoch past 1.5 times it; 0: never stop.",
+        "objective kl: target of the adaptive beta. objective clip: stop the epochs above 1.5 times it; 0: never stop.",
         low=0,
     )
     beta: float = option(1.0, "objective kl: the first weight of KL(old || new).", above=0)
-    normalise_observations: bool = option(False, "Observations by their running mean and deviation, cut at 10.")
-    scale_rewards: bool = option(False, "Rewards by the running deviation of the discounted return, cut at 10.")
-    penalty: bool = option(False, "Pull an agent's policy towards its neighbours' (needs linked neighbours).")
+    normalise_observations: bool = option(
+        False, "Normalise observations by their running mean and deviation, clipped at 10."
+    )
+    scale_rewards: bool = option(
+        False, "Scale rewards by the running deviation of the discounted return, clipped at 10."
+    )
+    penalty: bool = option(
+        False, "Penalise the KL between an agent's policy and its neighbours' policies (strategy kl-ppo)."
+    )
     penalty_coef: float = option(1.0, "Weight of the sum over neighbours j of C[k][j] KL_kj.", low=0)
     penalty_direction: str = option(
         "forward", "forward: KL(neighbour || own); reverse: KL(own || neighbour).", choices=("forward", "reverse")
     )
-
-
-class Links(NamedTuple):
-    """Frozen policies (m, d), and for each agent which of them (K, J) weigh how much (K, J) in its loss.
-
-    The heaviest come first. Not every agent has J of them: ``known`` (K, J) says which places are taken.
-    """
-
-    policies: F32
-    names: tuple[str, ...]
-    which: NDArray[np.int64]
-    weight: F32
-    known: Bools
 
 
 class Rollout(NamedTuple):
@@ -112,7 +107,7 @@ class PPOFleet(Fleet):
     def check(cls, run: Any) -> None:
         if run.learner.penalty and not registry.get("strategy", run.strategy).value.links:
             raise Mistake(
-                f"'ppo.penalty' pulls towards linked agents, and the strategy {run.strategy} links none: take kl-ppo, "
+                f"'ppo.penalty' needs neighbours, and the strategy {run.strategy} links none: take kl-ppo, "
                 "or set it to false"
             )
 
@@ -140,7 +135,7 @@ class PPOFleet(Fleet):
         self.progress = np.zeros(K, np.int64)
         self.observations = Moments(K, worlds.observation_space.shape[0])
         self.returns, self.running = Moments(K, 1), np.zeros((K, n))
-        self.links: Links | None = None
+        self.neighbours: Neighbours | None = None
         self._tapes = (Tape(), Tape())
         self._gradients = (np.empty_like(self.policy), np.empty_like(self.value))
 
@@ -155,9 +150,8 @@ class PPOFleet(Fleet):
 
     def take(self, rows: Any) -> PPOFleet:
         part: PPOFleet = super().take(rows)
-        if self.links is not None:
-            which, weight, known = self.links[2:]
-            part.links = Links(*self.links[:2], which[rows], weight[rows], known[rows])
+        if self.neighbours is not None:
+            part.neighbours = self.neighbours.rows(rows)
         part._tapes = (Tape(), Tape())
         part._gradients = (np.empty_like(part.policy), np.empty_like(part.value))
         return part
@@ -167,24 +161,20 @@ class PPOFleet(Fleet):
         self.running[...] = 0.0
 
     def link(self, policies: F32, matrix: F32, known: Bools | None = None, names: Sequence[str] | None = None) -> None:
-        """From now on agent k is pulled towards frozen ``policies`` (m, d) with weights ``matrix`` (K, m).
+        """Set the frozen ``policies`` (m, d) that agent k is pulled towards, with the weights ``matrix`` (K, m).
 
-        Those that it knows (K, m), by default those with a weight, are also measured, under their names.
+        The KL to all ``known`` policies (K, m) is also measured, under their names. By default these are the policies
+        with a weight.
         """
         assert policies.shape == (matrix.shape[1], self.shape.width) and len(matrix) == self.agents, policies.shape
-        known = matrix > 0 if known is None else known
-        most = int(known.sum(axis=1).max(initial=0))
-        index = np.argsort(-np.where(known, matrix, -1.0), axis=1, kind="stable")[:, :most]
-        weight = np.take_along_axis(matrix, index, axis=1).astype(np.float32)
-        called = tuple(names) if names is not None else tuple(map(str, range(len(policies))))
-        self.links = Links(policies.copy(), called, index, weight, np.take_along_axis(known, index, axis=1))
+        self.neighbours = Neighbours.of(policies, matrix, known, names)
 
     def act(self, obs: F32, streams: Streams | None = None) -> NDArray[Any]:
         everyone = np.ones(obs.shape[:2], np.bool_)
         return self.shape.to_world(self.shape.act(self.policy, self.seen(obs), streams, everyone)[0])
 
     def seen(self, obs: F32, rows: slice = slice(None)) -> F32:
-        """Observations (K, b, o) of these agents as their networks see them."""
+        """Return observations (K, b, o) of these agents as their networks receive them."""
         if not self.config.normalise_observations:
             return obs
         scaled = (obs - self.observations.mean[rows, None]) / self.observations.std[rows, None]
@@ -202,15 +192,15 @@ class PPOFleet(Fleet):
         return Bounds(steps, steps, work * self.config.epochs * self.config.minibatches)
 
     def _train(self, work: int) -> Report:
-        if self.config.penalty and self.links is None:
-            raise Mistake("'ppo.penalty' pulls towards linked agents, and this run links none")
+        if self.config.penalty and self.neighbours is None:
+            raise Mistake("'ppo.penalty' needs neighbours, and this run links none: take kl-ppo, or set it to false")
         report = Report(np.zeros(self.agents, np.int64), np.zeros(self.agents, np.int64))
         measured: dict[str, list[NDArray[Any]]] = {}
         for iteration in range(work):
             with report.acting():
                 rollout = self.collect(report)
             with report.learning():
-                for name, value in self.learn(rollout, report, handed=iteration == 0).items():
+                for name, value in self.learn(rollout, report, measure_distances=iteration == 0).items():
                     measured.setdefault(name, []).append(value)
             self.progress += 1
         report.metrics = {name: np.mean(values, axis=0, dtype=np.float64) for name, values in measured.items()}
@@ -219,11 +209,11 @@ class PPOFleet(Fleet):
     # --- acting -------------------------------------------------------------------------------------------------------
 
     def collect(self, report: Report) -> Rollout:
-        """T steps in every copy, with values and advantages."""
+        """Collect T steps in every copy, with values and advantages."""
         worlds, (K, n), T = self.worlds, (self.agents, self.worlds.copies), self.config.rollout
         seen = self.seen if self.config.normalise_observations else None
         record = play(self.shape, self.policy, worlds, self.acting, T, seen=seen)
-        # Time behind the agent: what an agent lived through is one stretch of memory.
+        # Agents come first, then time: the data of an agent is contiguous in memory.
         raw, outputs, action, reward, next_obs = (
             np.ascontiguousarray(np.swapaxes(x, 0, 1))
             for x in (record.obs[:-1], record.outputs, record.action, record.reward, record.next_obs)
@@ -239,21 +229,17 @@ class PPOFleet(Fleet):
         if self.config.normalise_observations:
             self.observations.add(raw.reshape(K, T * n, -1))
         lam = self.config.gae_lambda if self.config.gae else 1.0
-        advantage = equations.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
+        advantage = returns.gae(reward, value, next_value, ends[0], ended, self.config.gamma, lam)
 
         def flat(x: NDArray[Any]) -> NDArray[Any]:
             return x.reshape(K, T * n, *x.shape[3:])
 
-        log_prob = self._said(flat(outputs), self.policy).log_prob(flat(action))
+        log_prob = self.shape.distribution(flat(outputs), self.policy).log_prob(flat(action))
         rest = flat(advantage), flat(advantage + value), flat(value)
         return Rollout(flat(obs), flat(action), flat(outputs), log_prob, *rest)
 
-    def _said(self, outputs: F32, policy: F32) -> Outputs:
-        """The distribution that these outputs of ``policy`` stand for."""
-        return self.shape.said(outputs, self.shape.split(policy)[1])
-
     def _values(self, obs: F32, next_obs: F32, truncated: Bools) -> tuple[F32, F32]:
-        """V(s_t) and V(s'_t), (K, T, n): the successor's is the next step's, but where an episode was cut."""
+        """Return V(s_t) and V(s'_t), (K, T, n). V(s'_t) is V of the next step, except at a truncation."""
         K, T, n, width = obs.shape
         value = self.value_net.forward(self.value, obs.reshape(K, -1, width))[..., 0].reshape(K, T, n)
         last = self.value_net.forward(self.value, self.seen(next_obs[:, -1]))[..., 0]
@@ -266,22 +252,23 @@ class PPOFleet(Fleet):
         return value, next_value
 
     def _scaled(self, reward: F32, ended: Bools) -> F32:
-        discounted = equations.running_returns(reward, ended, self.config.gamma, self.running)
+        discounted = returns.running_returns(reward, ended, self.config.gamma, self.running)
         self.returns.add(discounted.reshape(self.agents, -1, 1))
         scaled = reward / self.returns.std[:, :, None].astype(np.float32)
         return np.clip(scaled, np.float32(-10), np.float32(10))
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def learn(self, rollout: Rollout, report: Report, handed: bool = False) -> dict[str, NDArray[Any]]:
-        """Epochs of minibatches over a rollout; returns what was measured, per agent.
+    def learn(self, rollout: Rollout, report: Report, measure_distances: bool = False) -> dict[str, NDArray[Any]]:
+        """Epochs of minibatches over a rollout; returns metrics per agent.
 
-        ``handed``: the links are new, so how far agents are from each other is measured as well.
+        ``measure_distances``: the neighbours' policies are new, so the KL to each of them is measured as well. That
+        is done before the first update, between policies of the same moment.
         """
         config, (K, B) = self.config, rollout.value.shape
         before = self.policy.copy() if config.objective == "kl" else self.policy
-        neighbours = self._neighbours(rollout.obs)
-        apart = self.distances(rollout, neighbours or []) if handed else {}
+        neighbours = self.neighbour_outputs(rollout.obs)
+        distances = self._distances(rollout, neighbours or []) if measure_distances else {}
         going = np.ones(K, np.bool_)
         shares: dict[str, list[F32]] = {}
         norms: list[F32] = []
@@ -310,62 +297,54 @@ class PPOFleet(Fleet):
         report.updates += done
         measured = {name: _mean(parts, done) for name, parts in shares.items()}
         if config.objective == "kl":
-            old = self._said(rollout.outputs, before)
+            old = self.shape.distribution(rollout.outputs, before)
             measured["kl"] = old.kl(self.shape.outputs(self.policy, rollout.obs)).mean(-1)
-            self.beta[...] = equations.adapted_beta(self.beta, measured["kl"], config.target_kl)
+            self.beta[...] = ppo_losses.adapted_beta(self.beta, measured["kl"], config.target_kl)
             measured["beta"] = self.beta.copy()
         measured["gradient-norm"] = _mean(norms, done)
-        measured["explained-variance"] = equations.explained_variance(rollout.value, rollout.target)
-        return measured | self._shares(measured) | apart
+        measured["explained-variance"] = returns.explained_variance(rollout.value, rollout.target)
+        return measured | self._shares(measured) | distances
 
     def _shares(self, measured: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """How much of the loss each term is: its size as it is weighted, over the sum of all sizes."""
+        """Return the share of each weighted term in the loss, by absolute size."""
         c = self.config
         coefs = {"policy-loss": 1.0, "value-loss": c.value_coef, "entropy": c.entropy_coef, "penalty": c.penalty_coef}
         sizes = {name: coef * np.abs(measured[name]) for name, coef in coefs.items() if name in measured}
         whole = np.maximum(sum(sizes.values()), 1e-12)
         return {f"share-{name.removesuffix('-loss')}": size / whole for name, size in sizes.items()}
 
-    def distances(self, rollout: Rollout, near: list[F32]) -> dict[str, NDArray[Any]]:
-        """KL on a fresh rollout's states to every policy that an agent knows, and its mean over those that pull it.
+    def neighbour_outputs(self, obs: F32) -> list[F32] | None:
+        """Return the network outputs of the neighbours on a rollout's states, or None without a penalty."""
+        if not self.config.penalty or self.neighbours is None:
+            return None
+        return self.neighbours.outputs(self.shape, obs)
 
-        Nan where an agent knows none. Measured before the first update, so it is between policies of one moment. What
-        those that pull put out is there already (``near``).
-        """
-        if self.links is None or not self.links.known.any():
+    def _distances(self, rollout: Rollout, outputs: list[F32]) -> dict[str, NDArray[Any]]:
+        if self.neighbours is None:
             return {}
-        found, links = dict[str, NDArray[Any]](), self.links
-        total, pulls = np.zeros(self.agents), (links.weight > 0).sum(axis=1)
-        own, (nets, _) = self._said(rollout.outputs, self.policy), self.shape.split(links.policies)
-        for at, (index, weight, known) in enumerate(zip(links.which.T, links.weight.T, links.known.T, strict=True)):
-            outputs = near[at] if at < len(near) else self.shape.net.forward(nets[index], rollout.obs)
-            other = self._said(outputs, links.policies[index])
-            kl = (other.kl(own) if self.config.penalty_direction == "forward" else own.kl(other)).mean(-1)
-            for k in np.flatnonzero(known):
-                name = f"kl.{links.names[index[k]]}"
-                found.setdefault(name, np.full(self.agents, np.nan))[k] = kl[k]
-            total += np.where(weight > 0, kl, 0.0)
-        return found | {"kl-neighbours": np.where(pulls > 0, total / np.maximum(pulls, 1), np.nan)}
+        local = self.shape.distribution(rollout.outputs, self.policy)
+        forward = self.config.penalty_direction == "forward"
+        return self.neighbours.distances(self.shape, local, rollout.obs, outputs, forward)
 
     def _rate(self) -> float:
-        """The step size of this iteration."""
+        """Return the step size of this iteration."""
         if not self.config.anneal_over:
             return self.config.learning_rate
         done = float(self.progress[0]) * self.config.rollout * self.worlds.copies
         return self.config.learning_rate * max(0.0, 1.0 - done / self.config.anneal_over)
 
     def _backward(self, batch: Rollout, before: F32, near: list[F32] | None) -> dict[str, F32]:
-        """The loss's gradient on a minibatch, into the two gradient matrices; returns its shares per sample (K, b)."""
+        """Write the loss's gradient into the two gradient matrices. Returns the loss's terms per sample (K, b)."""
         config, b = self.config, np.float32(batch.value.shape[1])
         now = self.shape.outputs(self.policy, batch.obs, self._tapes[0])
-        back = now.nothing()
+        back = now.zeros()
         log_ratio = now.log_prob(batch.action) - batch.log_prob
-        advantage = equations.standardised(batch.advantage) if config.normalise_advantage else batch.advantage
+        advantage = returns.standardised(batch.advantage) if config.normalise_advantage else batch.advantage
         if config.objective == "clip":
-            policy_loss, slope = equations.clipped_surrogate(log_ratio, advantage, config.clip)
+            policy_loss, slope = ppo_losses.clipped_surrogate(log_ratio, advantage, config.clip)
         else:
-            policy_loss, slope = equations.surrogate(log_ratio, advantage)
-            old, beta = self._said(batch.outputs, before), self.beta[:, None]
+            policy_loss, slope = ppo_losses.surrogate(log_ratio, advantage)
+            old, beta = self.shape.distribution(batch.outputs, before), self.beta[:, None]
             policy_loss += beta * old.kl(now)
             old.kl_back_other(now, np.broadcast_to(beta / b, policy_loss.shape), back)
         now.log_prob_back(batch.action, slope / b, back)
@@ -373,48 +352,25 @@ class PPOFleet(Fleet):
         now.entropy_back(entropy, np.full_like(entropy, -config.entropy_coef / b), back)
         shares = {"policy-loss": policy_loss, "entropy": entropy}
         if near is not None:
-            shares["penalty"] = self._penalty(now, near, back)
+            assert self.neighbours is not None
+            direction, coefficient = config.penalty_direction == "forward", config.penalty_coef
+            shares["penalty"] = self.neighbours.penalty(self.shape, now, near, coefficient, direction, back)
         self.shape.backward(self.policy, self._tapes[0], back, self._gradients[0])
         value = self.value_net.forward(self.value, batch.obs, self._tapes[1])[..., 0]
         if config.clip_value:
-            value_loss, slope = equations.clipped_value_loss(value, batch.value, batch.target, config.clip)
+            value_loss, slope = ppo_losses.clipped_value_loss(value, batch.value, batch.target, config.clip)
         else:
-            value_loss, slope = equations.value_loss(value, batch.target)
+            value_loss, slope = ppo_losses.value_loss(value, batch.target)
         dv = slope[..., None] * (np.float32(config.value_coef) / b)
         self.value_net.backward(self.value, self._tapes[1], dv, self._gradients[1])
         clipped = (np.abs(np.expm1(log_ratio)) > config.clip).astype(np.float32)
         return shares | {
-            "value-loss": value_loss, "approx-kl": equations.approximate_kl(log_ratio), "clip-fraction": clipped,
+            "value-loss": value_loss, "approx-kl": ppo_losses.approximate_kl(log_ratio), "clip-fraction": clipped,
         }  # fmt: skip
-
-    def _neighbours(self, obs: F32) -> list[F32] | None:
-        """What the neighbours put out on every state of the rollout: once per iteration, not per minibatch."""
-        if not self.config.penalty or self.links is None:
-            return None
-        nets, _ = self.shape.split(self.links.policies)
-        pulling = self.links.which.T[: (self.links.weight > 0).any(axis=0).sum()]
-        return [self.shape.net.forward(nets[index], obs) for index in pulling]
-
-    def _penalty(self, now: Outputs, near: list[F32], back: Back) -> F32:
-        """sum_j C[k][j] KL_kj on every state, (K, b); its derivative by the agent's own outputs goes into ``back``."""
-        assert self.links is not None
-        total = np.zeros(now.values.shape[:2], np.float32)
-        scale = self.config.penalty_coef / now.values.shape[1]
-        for index, weight, outputs in zip(self.links.which.T, self.links.weight.T, near, strict=False):
-            other = self._said(outputs, self.links.policies[index])
-            d = np.broadcast_to((scale * weight[:, None]).astype(np.float32), total.shape)
-            if self.config.penalty_direction == "forward":
-                kl = other.kl(now)
-                other.kl_back_other(now, d, back)
-            else:
-                kl = now.kl(other)
-                now.kl_back(other, kl, d, back)
-            total += weight[:, None] * kl
-        return total
 
 
 def _mean(parts: list[F32], done: NDArray[np.int64]) -> NDArray[Any]:
-    """The mean over all samples of each agent's first ``done`` minibatches, (K,)."""
+    """Return the mean over all samples of each agent's first ``done`` minibatches, (K,)."""
     whole = np.concatenate(parts, axis=-1)
     ends = np.cumsum([part.shape[-1] for part in parts])
     if (done == len(parts)).all():

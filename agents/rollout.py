@@ -1,7 +1,7 @@
-"""Where policies meet their worlds: T steps of every copy, recorded.
+"""Rollouts: T steps of every copy of a world, recorded.
 
-A world that hands out its step as a compiled function is played in one compiled loop: with few copies, going in and out
-of Python costs more than policy and physics together. Every other world is played step by step, by the same functions.
+A world with a compiled step is played in one compiled loop: with few copies, calls between Python and compiled code
+cost more than policy and physics together. Every other world is played step by step, by the same functions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ F32 = NDArray[np.float32]
 
 
 class Record(NamedTuple):
-    """What happened, axes (T, K, n, ...); of a copy that stood still only ``obs`` means something.
+    """A recorded rollout, axes (T, K, n, ...). Of an inactive copy only ``obs`` has a meaning.
 
-    ``obs`` has one step more: what to act on next. ``ends`` is (T, 2, K, n): terminated, truncated. ``lengths`` (K, n)
-    are the steps that each copy took.
+    ``obs`` has one step more than the rest: the observation to act on next. ``ends`` is (T, 2, K, n): terminated,
+    truncated. ``lengths`` (K, n) are the steps that each copy took.
     """
 
     obs: F32
@@ -46,10 +46,10 @@ def play(
     playing: Bools | None = None,
     seen: Callable[[F32], F32] | None = None,
 ) -> Record:
-    """``steps`` steps of every copy by the policies ``W``; or one episode each in the copies that are ``playing``.
+    """Play ``steps`` steps in every copy with the policies ``W``, or one episode in each copy that is ``playing``.
 
-    ``seen`` says how an observation looks to the networks, where that is not as it is. An episode keeps neither outputs
-    nor successors: it is long, and nobody asks for them.
+    ``seen`` maps observations to the input of the networks, for example by normalising them. Of whole episodes neither
+    outputs nor successors are recorded: they are long, and no caller uses them.
     """
     (K, n), once = worlds.obs.shape[:2], playing is not None
     active = np.ones((K, n), np.bool_) if playing is None else playing.copy()
@@ -94,25 +94,25 @@ def _play(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     K, n = lengths.shape
     deep = outputs.shape[0]
-    told = np.empty_like(action[0])
+    commands = np.empty_like(action[0])
     for t in range(reward.shape[0]):
         if once and not active.any():
             return t
-        said = outputs[t % deep]
-        infer_rows(W, obs[t], sizes, relu, squash, active, said)
+        logits = outputs[t % deep]
+        infer_rows(W, obs[t], sizes, relu, squash, active, logits)
         if std is None:
-            choose(said, keys, counts, active, action[t])
-            told = action[t]
+            choose(logits, keys, counts, active, action[t])
+            commands = action[t]
         else:
-            action[t] = said
+            action[t] = logits
             perturb(action[t], std, keys, counts, active)
             for k in range(K):
                 for i in range(n):
                     for j in range(len(low)):
-                        told[k, i, j] = min(max(action[t, k, i, j], low[j]), high[j])
+                        commands[k, i, j] = min(max(action[t, k, i, j], low[j]), high[j])
         obs[t + 1] = obs[t]
         # fmt: off
-        kernel(state, clock, physics, world_keys, world_counts, active, told, horizon,
+        kernel(state, clock, physics, world_keys, world_counts, active, commands, horizon,
                obs[t + 1], next_obs[t % deep], reward[t], ends[t])
         # fmt: on
         for k in range(K):

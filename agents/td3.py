@@ -1,65 +1,30 @@
 """TD3 (Fujimoto 2018) for K agents: twin critics, target policy smoothing, delayed actor.
 
-Actions are kept in [-1, 1] inside and scaled to the world's range at its door. An update is critic, actor, targets, in
-this order, and may pause after the critic's or the actor's step: there a federation exchanges that part.
+Actions are in [-1, 1] inside, and are scaled to the range of the world when it is stepped. An update is critic,
+actor, targets, in this order. It may pause after the critic's or the actor's step, where a federation exchanges that
+part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents import equations
 from agents.adam import SGD, Adam, polyak
-from agents.fleet import Bounds, Fleet, Meter, Report, Worlds, action_range, agent
+from agents.equations import td3_losses
+from agents.fleet import Fleet, Worlds, action_range, agent
 from agents.networks import MLP, Tape
 from agents.replay import Batch, Replay
+from agents.report import Bounds, Meter, Report
+from agents.td3_config import TD3Config
 from core import registry
 from core.errors import Mistake
-from core.options import option
 from core.streams import Streams
 
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TD3Config:
-    """TD3, in environment steps of one agent."""
-
-    hidden: tuple[int, ...] = option((256, 256), "Hidden layers of actor and critics.", low=1)
-    optimiser: str = option("adam", "How actor and critics go down their gradients.", choices=("adam", "sgd"))
-    learning_rate: float = option(1e-3, "Step size of the optimiser, for actor and critics.", above=0)
-    gamma: float = option(0.99, "Discount.", low=0, high=1)
-    tau: float = option(0.005, "Share of the local network that a target takes over at each move.", above=0, high=1)
-    batch: int = option(256, "Transitions per update.", low=1)
-    policy_delay: int = option(2, "M: critic updates per actor update.", low=1)
-    exploration: float = option(0.1, "Standard deviation of the acting noise, in halves of the action range.", low=0)
-    smoothing: float = option(0.2, "Standard deviation of the noise on target actions.", low=0)
-    smoothing_clip: float = option(0.5, "Bound of the noise on target actions.", low=0)
-    learning_starts: int = option(1000, "Steps with random actions, and without updates, at the start.", low=0)
-    updates_per_step: float = option(1.0, "Critic updates per environment step.", above=0)
-    capacity: int = option(1_000_000, "Transitions that an agent remembers.", low=1)
-    precision: str = option(
-        "float32",
-        "Matrix products in float32, or of factors rounded to bf16: faster with units for it.",
-        choices=("float32", "bf16"),
-    )
-    pull: str = option(
-        "none",
-        "What holds agents near the last weights that all shared: l2, the squared distance of weights; kl, that of "
-        "actions (over twice the exploration's variance) and of the critics' values on the batch.",
-        choices=("none", "l2", "kl"),
-    )
-    beta_actor: float = option(0.0, "Weight of the pull in the actor's loss.", low=0)
-    beta_critic: float = option(0.0, "Weight of the pull in the critics' loss.", low=0)
-
-    def beta(self, part: str) -> float:
-        """The weight of the pull on a part."""
-        return 0.0 if self.pull == "none" else self.beta_actor if part == "actor" else self.beta_critic
 
 
 @agent("td3")
@@ -74,14 +39,14 @@ class TD3Fleet(Fleet):
     )  # fmt: skip
     unit = "steps"
     spare = ("critic",)
-    # How far the update in progress is when it pauses at the exchange of a part; 0: none is in progress.
+    # The stage of an update that pauses at the exchange of a part; 0: no update is in progress.
     STAGES: ClassVar[dict[str, int]] = {"critic": 1, "actor": 2}
 
     @classmethod
     def check(cls, run: Any) -> None:
         if run.learner.pull != "none" and not registry.get("strategy", run.strategy).value.anchors:
             raise Mistake(
-                f"'td3.pull' pulls towards the last weights that all agents shared, and the strategy {run.strategy} "
+                f"'td3.pull' needs the last weights that all agents shared, and the strategy {run.strategy} "
                 "keeps none: take fedavg-td3, or set it to none"
             )
 
@@ -105,7 +70,7 @@ class TD3Fleet(Fleet):
         self.progress = np.zeros(K, np.int64)
         self.updates = np.zeros(K, np.int64)
         self.owed = np.zeros(K)
-        # The batch of the update in progress, and how far that update is.
+        # The batch and the stage of the update in progress.
         self.drawn = np.zeros((K, config.batch), np.int64)
         self.stage = np.zeros(K, np.int64)
         self.anchors: dict[str, F32] = {}
@@ -146,9 +111,9 @@ class TD3Fleet(Fleet):
         return np.stack([self.progress, self.stage], axis=1)
 
     def begin_alike(self, seed: int, one: bool = False) -> None:
-        """All agents begin with the weights of the agent with this seed, and remember what all last shared.
+        """Give all agents the initial weights of the agent with this seed, and remember these as shared.
 
-        As ``one`` they stay alike: every step is down their mean gradient, that of one learner with all their batches.
+        As ``one``, agents keep equal weights: every step follows their mean gradient, as one learner with all batches.
         """
         self.one = one
         self.actor[...] = self.actor_net.initial(Streams([seed], "actor"))
@@ -183,9 +148,9 @@ class TD3Fleet(Fleet):
         return self.in_groups(lambda group, rows: group._train_to(part, work)[1])
 
     def measure(self, part: str, work: int) -> tuple[F32, Report]:
-        """Steps as in ``train_to``, but the last step of the part is not taken: its gradient is handed out.
+        """Train as ``train_to`` does, but return the gradient of the part's last step and do not take that step.
 
-        Zero where the work ends without an update.
+        The gradient is zero for agents whose work ends without an update.
         """
         whole = np.zeros_like(self.parts[part])
 
@@ -219,7 +184,7 @@ class TD3Fleet(Fleet):
         return G, report
 
     def _step(self, report: Report) -> None:
-        """Every copy acts once; what happened is remembered."""
+        """Step every copy once, and store the transitions."""
         obs, n = self.worlds.obs, self.worlds.copies
         starting = self.progress[0] < self.config.learning_starts
         if starting:
@@ -249,9 +214,9 @@ class TD3Fleet(Fleet):
                 continue
             if part == "actor" and self.updates[0] % self.config.policy_delay:
                 break
-            found, G = (self.critic_gradient if part == "critic" else self.actor_gradient)(batch)
+            metrics, G = (self.critic_gradient if part == "critic" else self.actor_gradient)(batch)
             if losses is not None:
-                for name, value in found.items():
+                for name, value in metrics.items():
                     losses.setdefault(name, []).append(value)
             if self.one:
                 G[...] = G.mean(axis=0)
@@ -267,43 +232,43 @@ class TD3Fleet(Fleet):
         return None
 
     def critic_gradient(self, batch: Batch) -> tuple[dict[str, F32], F32]:
-        """The twin loss and what pulls, (K,) each, and their gradient (K, d) on a batch."""
+        """Return the twin loss and the penalty, (K,) each, and their gradient (K, d) on a batch."""
         K = len(batch.reward)
         target = self._tapes["targets"]
         action = self.actor_net.forward(self.actor_target, batch.next_obs, target)
         noise = self.config.smoothing * self.noise.normal(*action.shape[1:])
-        smoothed = equations.smoothed_action(action, noise, self.config.smoothing_clip)
+        smoothed = td3_losses.smoothed_action(action, noise, self.config.smoothing_clip)
         twins = self._twins(self.critic_target)
         q_next = self.critic_net.forward(twins, self._pairs("next", batch.next_obs, smoothed), self._tapes["critic"])
-        y = equations.twin_target(batch.reward, batch.terminated, q_next[..., 0], self.config.gamma)
+        y = td3_losses.twin_target(batch.reward, batch.terminated, q_next[..., 0], self.config.gamma)
         twins, tape = self._twins(self.critic), self._tapes["critic"]
         pairs = self._pairs("now", batch.obs, batch.action)
         q = self.critic_net.forward(twins, pairs, tape)
-        loss, slope = equations.twin_loss(q[..., 0], y)
+        loss, slope = td3_losses.twin_loss(q[..., 0], y)
         pull = None
         if self._pulled("critic", "kl"):
             then = self.critic_net.forward(self._twins(self.anchors["critic"]), pairs, self._tapes["anchor"])
-            pull, more = equations.value_pull(q[..., 0], then[..., 0])
+            pull, more = td3_losses.value_pull(q[..., 0], then[..., 0])
             slope += np.float32(self.config.beta_critic) * more
         G = tape.buffer("G", self.critic.shape)
         self.critic_net.backward(twins, tape, slope[..., None], G.reshape(K, 2, -1))
         return self._losses("critic", loss, pull, G), G
 
     def actor_gradient(self, batch: Batch) -> tuple[dict[str, F32], F32]:
-        """-mean Q1(s, mu(s)) and what pulls, (K,) each, and their gradient (K, d) on a batch."""
+        """Return -mean Q1(s, mu(s)) and the penalty, (K,) each, and their gradient (K, d) on a batch."""
         b = batch.reward.shape[1]
         tape, first = self._tapes["actor"], self._twins(self.critic)[:, 0]
         action = self.actor_net.forward(self.actor, batch.obs, tape)
         pairs = self._pairs("policy", batch.obs, action)[:, 0]
-        judge = self._tapes["targets"]
-        q = self.critic_net.forward(first, pairs, judge)
+        critic_tape = self._tapes["targets"]
+        q = self.critic_net.forward(first, pairs, critic_tape)
         loss = -q[..., 0].mean(-1)
-        dx = self.critic_net.backward(first, judge, np.full_like(q, -1.0 / b), None, want_dx=True)
+        dx = self.critic_net.backward(first, critic_tape, np.full_like(q, -1.0 / b), None, want_dx=True)
         assert dx is not None
         slope, pull = np.ascontiguousarray(dx[..., batch.obs.shape[-1] :]), None
         if self._pulled("actor", "kl"):
             then = self.actor_net.forward(self.anchors["actor"], batch.obs, self._tapes["anchor"])
-            pull, more = equations.action_pull(action, then, self.config.exploration)
+            pull, more = td3_losses.action_pull(action, then, self.config.exploration)
             slope += np.float32(self.config.beta_actor) * more
         G = tape.buffer("G", self.actor.shape)
         self.actor_net.backward(self.actor, tape, slope, G)
@@ -313,11 +278,11 @@ class TD3Fleet(Fleet):
         return bool(self.anchors) and self.config.pull == kind and self.config.beta(part) > 0
 
     def _losses(self, part: str, loss: F32, pull: F32 | None, G: F32) -> dict[str, F32]:
-        """What the ledger is told of a loss; a pull of the weights themselves is added to the gradient here."""
+        """Return the metrics of a loss. An L2 penalty on the weights is added to the gradient here."""
         if pull is not None:
             pull = np.float32(self.config.beta(part)) * pull
         elif self._pulled(part, "l2"):
-            pull, more = equations.l2_pull(self.parts[part], self.anchors[part], self.config.beta(part))
+            pull, more = td3_losses.l2_pull(self.parts[part], self.anchors[part], self.config.beta(part))
             G += more
         found = {f"{part}-loss": loss}
         if pull is not None:
@@ -326,7 +291,7 @@ class TD3Fleet(Fleet):
         return found
 
     def move_targets(self) -> None:
-        """The targets follow the local networks; they are never averaged."""
+        """Move the targets towards the local networks. Targets are never averaged between agents."""
         polyak(self.actor_target, self.actor, self.config.tau)
         polyak(self.critic_target, self.critic, self.config.tau)
 
@@ -345,7 +310,7 @@ class TD3Fleet(Fleet):
         return critic.reshape(len(critic), 2, -1)
 
     def _pairs(self, name: str, obs: F32, action: F32) -> F32:
-        """(K, 1, b, obs + action): what a critic looks at; the twins share it."""
+        """Return the input of the critics, (K, 1, b, obs + action). The twins share it."""
         width = obs.shape[-1]
         x = self._tapes["critic"].buffer(("pairs", name), (*obs.shape[:-1], width + action.shape[-1]))
         x[..., :width] = obs

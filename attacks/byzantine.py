@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report, merge
+from agents.fleet import Fleet
+from agents.report import Report, merge
 from attacks.attack import About, AttackConfig, find
 from attacks.forgeries import drawn_in, forge
 from attacks.plan import NONE, Plan

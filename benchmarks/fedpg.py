@@ -80,7 +80,7 @@ def main() -> None:
     one_thread()
     contenders: dict[str, Callable[[], float]] = {
         "federation": federation(),
-        "liars": federation("attack.byzantine=3", "attack.kind=sign-flip"),
+        "attackers": federation("attack.byzantine=3", "attack.kind=sign-flip"),
         "peer": pool,
     }
     rates = interleaved(contenders, rounds=5, clock=pool.clock)
@@ -92,7 +92,7 @@ def main() -> None:
         }
         for work, name in (
             ("10 agents and their server, 92 rounds from a random policy", "federation"),
-            ("the same, three of them flip signs", "liars"),
+            ("the same, three of them flip signs", "attackers"),
             ("peer: 10 processes, each one scalar environment, one torch forward a step, good policy", "peer"),
         )
     ]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.fleet import Report
 from agents.ppo import PPOFleet
+from agents.report import Report
 from benchmarks.timing import Row, one_thread, report
 from client.session import Session
 from core.options import override

@@ -6,7 +6,7 @@ python -m benchmarks.margin --seeds 2 --look random-action
 Whole runs of the conf, nobody lying or three of ten; the gradients of every round are then filtered again with other
 margins (what the run would have learned from that is not asked). ``measured`` is sigma = auto: what the server's own
 trajectories say. ``known`` is the spread of the honest gradients of that very round, which only the simulation knows:
-no estimate can be better than that. ``--look`` shows instead how long the gradients are, those of such liars too.
+no estimate can be better than that. ``--look`` shows instead how long the gradients are, those of such attackers too.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from runs.directory import RunDirectory, read_toml
 from server import engines
 from strategies import fedpg_br
 from strategies.fedpg_br import FedPGConfig
+from strategies.rules.fedpg import fedpg_filter
 from strategies.rules.geometry import F32
-from strategies.rules.robust import fedpg_filter
 
-AGENTS, LIARS = 10, 3
+AGENTS, ATTACKERS = 10, 3
 ATTACKS = ("none", "sign-flip", "average-zero")
 V = 2 * math.log(2 * AGENTS / 0.6)  # of the filter, at the delta of the conf
 
@@ -61,7 +61,7 @@ def rounds(attack: str, seed: int, memory: float) -> list[Heard]:
 
     settings = [f"seed={seed}", f"fedpg.memory={memory}", "evaluate-episodes=0"]
     if attack != "none":
-        settings += [f"attack.kind={attack}", f"attack.byzantine={LIARS}"]
+        settings += [f"attack.kind={attack}", f"attack.byzantine={ATTACKERS}"]
     config = configure(override(read_toml(CONF), settings))
     with TemporaryDirectory() as place, patch.object(fedpg_br, "fedpg_filter", listening):
         session = engines.prepare(config)
@@ -78,14 +78,14 @@ def known(heard: Heard, honest: int, margin: float) -> float:
     return margin * math.sqrt(squared * heard.batch / (4 * V))
 
 
-def again(heard: list[Heard], liars: int, sigmas: list[float]) -> Did:
-    honest = AGENTS - liars
+def again(heard: list[Heard], attackers: int, sigmas: list[float]) -> Did:
+    honest = AGENTS - attackers
     dropped = found = 0
     for one, sigma in zip(heard, sigmas, strict=True):
         kept = fedpg_filter(one.rows, AGENTS, one.batch, sigma).kept
         dropped += (kept < honest).sum() < honest
-        found += liars - int((kept >= honest).sum())
-    return Did(dropped / len(heard), found / max(liars * len(heard), 1))
+        found += attackers - int((kept >= honest).sum())
+    return Did(dropped / len(heard), found / max(attackers * len(heard), 1))
 
 
 def looked_at(attack: str, seeds: int) -> list[Row]:
@@ -93,7 +93,7 @@ def looked_at(attack: str, seeds: int) -> list[Row]:
 
     Of |g|, what n noisy rows leave in their mean is taken off.
     """
-    honest = AGENTS - LIARS if attack != "none" else AGENTS
+    honest = AGENTS - ATTACKERS if attack != "none" else AGENTS
     table: dict[str, list[list[float]]] = {"1 to 10": [], "11 to 20": [], "21 to 40": [], "41 to 60": [], "61 on": []}
     for seed in range(seeds):
         for number, one in enumerate(rounds(attack, seed, 0.5)):
@@ -101,12 +101,12 @@ def looked_at(attack: str, seeds: int) -> list[Row]:
             g, unit = rows[:honest].mean(axis=0), math.sqrt(2 * rows[:honest].var(axis=0, ddof=1).sum())
             length, sent = float(np.linalg.norm(g)), np.linalg.norm(rows, axis=1)
             own = float(np.median(sent[:honest]))
-            said = [math.sqrt(max(0.0, (length / unit) ** 2 - 1 / (2 * honest)))]
+            values_of = [math.sqrt(max(0.0, (length / unit) ** 2 - 1 / (2 * honest)))]
             if attack != "none":
                 cosines = rows[honest:] @ g / (sent[honest:] * length)
                 away = np.linalg.norm(rows[honest:] - g, axis=1) / unit
-                said += [float(np.median(values)) for values in (sent[honest:] / own, cosines, away)]
-            table[list(table)[int(np.searchsorted([10, 20, 40, 60], number, side="right"))]].append(said)
+                values_of += [float(np.median(values)) for values in (sent[honest:] / own, cosines, away)]
+            table[list(table)[int(np.searchsorted([10, 20, 40, 60], number, side="right"))]].append(values_of)
     words = ("|g| / unit", "|lie| / an honest length", "cosine of lie and g", "|lie - g| / unit")
     found: list[Row] = []
     for name, values in table.items():
@@ -139,10 +139,10 @@ def main() -> None:
             for margin in given.margins:
                 did: dict[str, Did] = {}
                 for attack, every in heard.items():
-                    liars = 0 if attack == "none" else LIARS
+                    attackers = 0 if attack == "none" else ATTACKERS
                     own = [one.sigma * margin / usual for one in every]
-                    best = [known(one, AGENTS - liars, margin) for one in every]
-                    did[attack] = again(every, liars, own if sigma == "measured" else best)
+                    best = [known(one, AGENTS - attackers, margin) for one in every]
+                    did[attack] = again(every, attackers, own if sigma == "measured" else best)
                 table.append(
                     {
                         "sigma": sigma if sigma == "known" else f"measured, memory {memory}",

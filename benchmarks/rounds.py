@@ -1,4 +1,4 @@
-"""What a round costs when nobody learns: 300 KB of weights there and back, nothing judged.
+"""The cost of a round without learning: 300 KB of weights in both directions, no evaluation.
 
 In this process, in Flower's simulation, over gRPC on loopback with our nodes, and with stock flower-supernodes; and
 what a short federation takes from the command line, in this process and in Flower's simulation. Seconds are those of

@@ -2,7 +2,7 @@
 
 No rule that compares all rows does with less than ``X @ X.T``. The torch contenders are the same formulas as one would
 write them, or find them in a library; for Krum twice, as ``torch.cdist`` multiplies matrices by default, which is noise
-when the rows are close, and can be told not to. ``torch.median`` takes the lower of two middle values, which is less
+when the rows are close, but can be avoided. ``torch.median`` takes the lower of two middle values, which is less
 work than their mean. Where byzfl is installed (``pip install --no-deps byzfl``), its own rules are beside ours as well.
 """
 
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Rates, Row, interleaved, one_thread, report
-from strategies.rules import robust
+from strategies.rules.fedpg import fedpg_filter
 from strategies.rules.geometry import F32
+from strategies.rules.krum import krum
+from strategies.rules.medians import geometric_median, median
 
 WIDTH = 100_000
 STEPS = 100
@@ -85,14 +87,14 @@ def copies(contender: Contender, rows: F32) -> float:
 
 def beside_the_product(n: int, f: int, rounds: int) -> list[Row]:
     rows = updates(n)
-    lies = rows.copy()
-    lies[:f] *= 1e30
+    forged = rows.copy()
+    forged[:f] *= 1e30
     ours: dict[str, Contender] = {
-        "FedPG filter": lambda: robust.fedpg_filter(rows, n, 16, 40.0),
-        "Krum": lambda: robust.krum(rows, f),
-        "Krum, liars at 1e30": lambda: robust.krum(lies, f),
-        "geometric median": lambda: robust.geometric_median(rows, f, STEPS),
-        "median": lambda: robust.median(rows, f),
+        "FedPG filter": lambda: fedpg_filter(rows, n, 16, 40.0),
+        "Krum": lambda: krum(rows, f),
+        "Krum, attackers at 1e30": lambda: krum(forged, f),
+        "geometric median": lambda: geometric_median(rows, f, STEPS),
+        "median": lambda: median(rows, f),
     }
     rates = measured({"X @ X.T": lambda: rows @ rows.T} | ours, rounds)
     return [
@@ -111,18 +113,18 @@ def beside_the_product(n: int, f: int, rounds: int) -> list[Row]:
 def beside_torch(n: int, f: int, rounds: int) -> list[Row]:
     rows = updates(n)
     x = torch.from_numpy(rows)
-    nu = robust.geometric_median(rows, f, 1).notes["nu"]
+    nu = geometric_median(rows, f, 1).notes["nu"]
     table: dict[str, tuple[Contender, dict[str, Contender]]] = {
         "geometric median": (
-            lambda: robust.geometric_median(rows, f, STEPS),
+            lambda: geometric_median(rows, f, STEPS),
             {f"{STEPS} steps on the rows": lambda: torch_geometric_median(x, nu)},
         ),
         "median": (
-            lambda: robust.median(rows, f),
+            lambda: median(rows, f),
             {"sort": lambda: torch_median(x), "torch.median": lambda: x.median(dim=0)},
         ),
         "Krum": (
-            lambda: robust.krum(rows, f),
+            lambda: krum(rows, f),
             {
                 "cdist": lambda: torch_krum(x, f, "use_mm_for_euclid_dist_if_necessary"),
                 "cdist, exact": lambda: torch_krum(x, f, "donot_use_mm_for_euclid_dist"),

@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from agents.td3 import TD3Config, TD3Fleet
+from agents.td3 import TD3Fleet
+from agents.td3_config import TD3Config
 from benchmarks.timing import Row, interleaved, one_thread, report
 from core.streams import agent_seeds
 

@@ -27,7 +27,7 @@ TD3 = [
     "td3.capacity=1000", "work=100",
 ]  # fmt: skip
 SYNC = [*TD3, "rounds=0", "steps=400", "sync.critic-every=50", "sync.actor-every=25"]
-LIARS = ["attack.byzantine=1", "attack.kind=random-noise"]
+ATTACKERS = ["attack.byzantine=1", "attack.kind=random-noise"]
 RUNS: dict[str, list[str]] = {
     "alone-ppo": [*PPO, "strategy=alone"],
     "alone-ppo-pendulum": [
@@ -35,14 +35,14 @@ RUNS: dict[str, list[str]] = {
         "ppo.normalise-observations=true", "ppo.scale-rewards=true",
     ],
     "alone-td3": [*TD3, "strategy=alone"],
-    "alone-pg": [*PG, "strategy=alone"],
+    "alone-pg": [*PG[:2], "strategy=alone"],
     "fedavg-ppo": [*PPO, "strategy=fedavg"],
-    "fedavg-krum": [*PPO, "strategy=fedavg", "agents=5", "federation.rule=krum", "federation.byzantine=1", *LIARS],
+    "fedavg-krum": [*PPO, "strategy=fedavg", "agents=5", "federation.rule=krum", "federation.byzantine=1", *ATTACKERS],
     "fedavg-td3": [*SYNC, "strategy=fedavg-td3"],
     "fedavg-td3-l2": [*SYNC, "strategy=fedavg-td3", "td3.pull=l2", "td3.beta-actor=0.01", "td3.beta-critic=0.01"],
     "fedavg-td3-gradients": [*SYNC, "strategy=fedavg-td3", "sync.exchange=gradients"],
     "central": [*SYNC, "strategy=central"],
-    "fedpg-br": [*PG, "strategy=fedpg-br", "agents=5", *LIARS],
+    "fedpg-br": [*PG, "strategy=fedpg-br", "agents=5", *ATTACKERS],
     "fedpg-br-action": [*PG, "strategy=fedpg-br", "agents=5", "attack.byzantine=1", "attack.kind=random-action"],
     "kl-ppo": [*PPO, "strategy=kl-ppo", "ppo.penalty=true", "kl.matrix=pairs", "kl.watch=true"],
     "kl-ppo-star": [*PPO, "strategy=kl-ppo", "ppo.penalty=true", "kl.matrix=star"],
@@ -50,7 +50,7 @@ RUNS: dict[str, list[str]] = {
     "gossip-td3": [*TD3, "strategy=gossip", "gossip.topology=exponential"],
     "fedpg-dec": [*PG, "strategy=fedpg-dec", "gossip.topology=random", "gossip.degree=2"],
     "dec-byz-pg": [
-        *PG, "strategy=dec-byz-pg", "federation.byzantine=1", "gossip.large=8", *LIARS, "attack.kind=large-noise",
+        *PG, "strategy=dec-byz-pg", "federation.byzantine=1", "gossip.large=8", *ATTACKERS, "attack.kind=large-noise",
     ],
 }  # fmt: skip
 ELSEWHERE = {

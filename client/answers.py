@@ -14,7 +14,8 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report
+from agents.fleet import Fleet
+from agents.report import Report
 from client.session import Session
 from core.errors import Failure
 from runs import digest
@@ -84,7 +85,7 @@ def _train(session: Session, requests: Requests) -> list[Reply]:
         arrays = messages.pack({name: matrix[at] for name, matrix in sent.items()})
         work = (session.numbers[row], local_layout, report.steps[at], session.worlds.steps[row], report.updates[at])
         figures = {name: float(values[at]) for name, values in metrics.items() if not np.isnan(values[at])}
-        account = messages.account(work, (report.acting_s, report.learning_s, took), figures)
+        account = messages.work_report(work, (report.acting_s, report.learning_s, took), figures)
         answers.append(Reply(messages.content(arrays, account), session.conduct.delay(row, order.round)))
     return answers
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report
+from agents.fleet import Fleet
+from agents.report import Report
 
 F32 = NDArray[np.float32]
 # One step of some agents: their fleet, and their rows in the session.

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from agents.fleet import F32, Fleet, Report, Worlds, no_gradient
+from agents.fleet import F32, Fleet, Worlds, no_gradient
+from agents.report import Report
 from attacks.byzantine import Byzantine
 from attacks.plan import Plan
 from client.conduct import Act, Conduct, Honest

@@ -232,7 +232,7 @@ def _dynamics(config: WorldConfig, seeds: Sequence[int], numbers: Sequence[int])
 
 
 def _ever_positive(weight: Any) -> bool:
-    """Whether a weight is above zero for some agent at some time; all agents', so that all parties judge alike."""
+    """Return whether a weight is above zero for any agent at any time, so that all processes decide alike."""
     if isinstance(weight, Mapping):
         return any(_ever_positive(weight[key]) for key in weight if key not in ("steps", "at", "period", "phase"))
     if isinstance(weight, list | tuple):

@@ -37,7 +37,7 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity that a world knows: what it is when nothing is said, and what it may be."""
+    """A physical quantity of a world: its default, and its range."""
 
     default: float
     low: float

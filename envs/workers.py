@@ -173,7 +173,7 @@ class Crew:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Libraries read these when they are loaded, so they must stand before a worker starts."""
+    """Limit libraries to one thread. They read these variables when loaded, so set them before a worker starts."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -187,7 +187,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _board(memory: Any, layout: Sequence[tuple[tuple[int, ...], str]]) -> Board:
-    """Arrays over a piece of memory, each from an aligned place on."""
+    """Return arrays over shared memory, each at an aligned offset."""
     arrays, place = [], 0
     for shape, kind in layout:
         arrays.append(np.ndarray(shape, np.dtype(kind), memory, place))
@@ -198,7 +198,7 @@ def _board(memory: Any, layout: Sequence[tuple[tuple[int, ...], str]]) -> Board:
 def _serve(
     pipe: Connection, make_stage: Callable[[Sequence[int]], Any], mine: Sequence[int], memory: Any, layout: Any
 ) -> None:
-    """A worker: does what it is asked until it is told to stop or nobody is there to ask."""
+    """Serve requests in a worker process, until the caller stops it or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller too, and the caller ends us
     board, block = _board(memory, layout), np.array(mine)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the caller is gone
@@ -212,7 +212,7 @@ def _serve(
             raise
         except Mistake as mistake:
             pipe.send(("mistake", str(mistake)))
-        except Exception as error:  # the world may be anyone's code; whatever it raises is told in one sentence
+        except Exception as error:  # the world may be anyone's code; report whatever it raises in one sentence
             pipe.send(("raised", f"{type(error).__name__}: {error}"))
 
 

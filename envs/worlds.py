@@ -1,4 +1,4 @@
-"""What a batch of worlds is: K agents x n copies, stepped together, each agent's randomness its own."""
+"""The contract of a batch of worlds: K agents x n copies, stepped together, with separate randomness per agent."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Which world, and how it differs from agent to agent and over time."""
+    """The world, and how it differs between agents and over time."""
 
     id: str = option(
         "CartPole-v1", "Any Gymnasium id; CartPole-v1, Pendulum-v1 and BipedalWalker-v3 have chosen physics."
     )
-    copies: int = option(1, "How many copies of its world each agent steps side by side.", low=1)
+    copies: int = option(1, "Copies of its world that each agent steps in parallel.", low=1)
     horizon: int = option(0, "Steps after which an episode is truncated; 0 is the world's own limit.", low=0)
     physics: dict[str, Any] = option(
         {}, "Physical quantities by name: a number, a list (one per agent), or a table (see docs/worlds.md)."
     )
     obstacles: dict[str, Any] = option({}, "BipedalWalker-v3 only: kinds, frequency and sizes (see docs/worlds.md).")
-    options: dict[str, Any] = option({}, "Passed to gymnasium.make as they are.")
+    options: dict[str, Any] = option({}, "Options that are passed to gymnasium.make.")
     workers: int = option(
-        0, "Processes that step the world, at most one per copy; 0 steps it here. Pays for slow simulators.", low=0
+        0, "Processes that step the world, at most one per copy; 0: none of its own. Useful for slow simulators.", low=0
     )
 
 
 def draw_in_memory() -> None:
-    """Pictures need no screen: do not let pygame look for one and complain that there is none."""
+    """Let pygame render without a screen."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 class Step(NamedTuple):
-    """What a step returns, each with axes (agent, copy).
+    """The result of a step, each array with axes (agent, copy).
 
     ``next_obs`` is the true successor, also at an episode's end; ``obs`` is what to act on now: the same, except that a
     finished copy has already begun a new episode.
@@ -75,7 +75,7 @@ class Worlds(Rows):
     exact: bool = True
     """Whether ``state()`` holds the episodes in progress, or ends them."""
     frozen: bool = False
-    """Whether time stands still: nothing is counted, so nothing drifts or jumps. For worlds that judge."""
+    """Whether time stands still: nothing is counted, so nothing drifts or jumps. For worlds of evaluations."""
     fps: int = 30
     """Pictures per second of a recording that runs as fast as the world."""
 
@@ -93,24 +93,24 @@ class Worlds(Rows):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """End what ``state()`` could not hold. Between a ``settle`` and the next step, ``state()`` changes nothing."""
+        """End the episodes that ``state()`` cannot hold. Until the next step, ``state()`` then changes nothing."""
 
     def count(self, lived: NDArray[np.int64] | int) -> None:
-        """These steps were lived through by the agents."""
+        """Count these steps of the agents."""
         if not self.frozen:
             self.steps += lived
 
     def begin_anew(self, number: NDArray[np.int64]) -> None:
-        """The episodes that follow depend on the agent and on this number of its, not on those before."""
+        """Seed the following episodes by the agent and this number, independently of earlier episodes."""
         self.streams.counts[...] = (number.astype(np.uint64) << np.uint64(32))[:, None]
 
     def step(self, actions: NDArray[Any], active: Bools | None = None) -> Step:
-        """One step of every active copy; finished copies begin a new episode by themselves."""
+        """Step every active copy. Finished copies begin a new episode by themselves."""
         raise NotImplementedError
 
     def render(self, agent: int = 0, copy: int = 0) -> NDArray[np.uint8]:
-        """A picture of one copy, (height, width, 3)."""
+        """Return a picture of one copy, (height, width, 3)."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of processes and windows."""
+        """Close processes and windows."""

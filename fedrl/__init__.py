@@ -12,7 +12,8 @@ def my_rule(rows, given):
     return rows.mean(axis=0)
 """
 
-from agents.fleet import Fleet, Report, agent
+from agents.fleet import Fleet, agent
+from agents.report import Report
 from attacks.attack import About, attack
 from attacks.false_worlds import FalseWorlds
 from core.errors import Failure, Mistake

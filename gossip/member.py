@@ -183,7 +183,7 @@ class Member(Party):
         now = int(self.session.worlds.steps[0])
         result = (self.number, order.layout, now - before, now, record["updates"][0])
         seconds = (record["acting_s"], record["learning_s"], record["round_s"])
-        self._last = order.round, messages.content(messages.account(result, seconds, figures(record)))
+        self._last = order.round, messages.content(messages.work_report(result, seconds, figures(record)))
         return self._last[1]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import MessageType, RecordDict
 
 from strategies import messages
-from strategies.messages import Judged, Trained
+from strategies.messages import Evaluated, Trained
 
 _TIMES = ("serialising_s", "waiting_s", "aggregating_s", "judging_s")
 
@@ -91,7 +91,7 @@ class Ledger:
             "updates": [got[k].updates if k in got else None for k in range(self.agents)],
         }
 
-    def judged(self, got: Mapping[int, Judged]) -> None:
+    def judged(self, got: Mapping[int, Evaluated]) -> None:
         self._record["return"] = [got[k].value if k in got else None for k in range(self.agents)]
 
     def note(self, notes: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ class LocalGrid(Grid):
         for message in pending:
             content = id(message.content)
             if content not in keys:
-                question = messages.question(message.content) if message.has_content() else ""
+                question = messages.request_key(message.content) if message.has_content() else ""
                 keys[content] = message.metadata.message_type, question
             groups.setdefault(keys[content], []).append(message)
         replies = [reply for group in groups.values() for reply in self._answer(group)]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from agents.fleet import Bounds
+from agents.report import Bounds
 from core.errors import Failure
 from core.streams import sampling
 from runs.ledger import Ledger
@@ -111,7 +111,7 @@ class Rounds:
             with ledger.timing("judging_s"):
                 evaluated = self._gather(
                     number, MessageType.EVALUATE, asked, lambda agents: strategy.evaluation_orders(number, agents),
-                    messages.judged,
+                    messages.evaluated,
                 )  # fmt: skip
             ledger.judged(evaluated)
         return ledger.end()

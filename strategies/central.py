@@ -11,7 +11,7 @@ from strategies.alone import Alone
 from strategies.fedavg_td3 import FedAvgTD3
 from strategies.federation import Federation, FederationConfig
 from strategies.method import Parties, Run, ended, strategy
-from strategies.rules.robust import weighted_mean
+from strategies.rules.means import weighted_mean
 
 
 @strategy("central")
@@ -26,7 +26,7 @@ class Central(FedAvgTD3):
         if run.federation.fraction < 1:
             raise Mistake("central is one learner with the transitions of all agents: leave 'federation.fraction' at 1")
         if run.federation.rule not in ("auto", "mean", "weighted-mean"):
-            raise Mistake("central aggregates nothing that a rule could judge: leave 'federation.rule' away")
+            raise Mistake("central has no rows for a rule to aggregate: leave out 'federation.rule'")
         if run.attack.byzantine or run.attack.agents or run.attack.kind != "none":
             raise Mistake("central is one learner, and nobody in it could attack: leave 'attack' away")
         if run.engine == "local":

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report
+from agents.fleet import Fleet
 from agents.policy_gradient import PolicyGradientFleet
+from agents.report import Report
 from core.errors import Mistake
 from core.streams import generator
 from strategies.medium import F32, Medium, Received
 from strategies.method import Run, strategy
 from strategies.peers import GossipConfig, Notes, Peers, Session, timing
-from strategies.rules.robust import make_rule, minimum_diameter
+from strategies.rules.diameter import minimum_diameter
+from strategies.rules.robust import make_rule
 from strategies.rules.rule import TooFewError, Verdict
 
 

@@ -16,7 +16,8 @@ from strategies import messages
 from strategies.federation import Arrays, Config, Federation
 from strategies.messages import Trained
 from strategies.method import Parties, Run, exchanged, strategy
-from strategies.rules.robust import make_rule, weighted_mean
+from strategies.rules.means import weighted_mean
+from strategies.rules.robust import make_rule
 from strategies.rules.rule import F32, Rule, TooFewError, Verdict
 
 log = logging.getLogger("fedrl")

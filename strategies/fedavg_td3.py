@@ -102,7 +102,7 @@ class FedAvgTD3(FedAvg):
 
     @classmethod
     def over(cls, run: Run, number: int, lived: Sequence[int]) -> bool:
-        """The schedule's rounds are what the run is made of."""
+        """Return whether the schedule has no further round."""
         schedule = cls.schedule_of(run)
         return number >= min(rounds for rounds in (run.rounds, schedule.rounds) if rounds)
 
@@ -134,7 +134,7 @@ class FedAvgTD3(FedAvg):
     def schedule_of(cls, run: Run) -> Schedule:
         """Return when what is exchanged; refuses steps that the copies of a world cannot meet."""
         if run.federation.parts:
-            raise Mistake(f"{run.strategy} exchanges the actor and the critics: leave 'federation.parts' away")
+            raise Mistake(f"{run.strategy} exchanges the actor and the critics: leave out 'federation.parts'")
         N, L = cls.intervals(run)
         copies, delay = run.world.copies, run.options("agent", run.algorithm).policy_delay
         for key, every in (("sync.critic-every", N), ("sync.actor-every times td3.policy-delay", L * delay)):
@@ -158,12 +158,12 @@ class FedAvgTD3(FedAvg):
         if gradients:
             self.rows = {name: np.full((agents, width), np.nan, np.float32) for name, width in self.widths.items()}
         self.gradients: Arrays = {name: np.zeros(width, np.float32) for name, width in self.widths.items()}
-        # The actor that each agent last had of its own, before it became one with the others'.
+        # Each agent's own last actor, before it was averaged.
         self.actors = np.full((agents, self.widths[ACTOR]), np.nan, np.float32)
-        # How many averages of each part there were, which of them each agent has, and which it was sent last.
+        # The number of averages of each part, the last that each agent has, and the last that it was sent.
         self.made = np.zeros(len(self.names), np.int64)
         self.has, self.sent = (np.zeros((agents, len(self.names)), np.int64) for _ in range(2))
-        # What each agent has learned since each part was exchanged, in updates; and its steps so far.
+        # The updates of each agent since each part was exchanged, and its steps so far.
         self.worked = np.zeros((agents, len(self.names)))
         self.lived = np.zeros(agents, np.int64)
         self._asked: list[str] = []
@@ -198,7 +198,7 @@ class FedAvgTD3(FedAvg):
         agents = [reply.agent for reply in replies]
         for reply in replies:
             k = reply.agent
-            # One who tells of fewer steps than it had taken began anew, or from an old snapshot: it lacks everything.
+            # An agent that reports fewer steps than before restarted, or loaded an old snapshot: send it everything.
             self.has[k] = self.sent[k] if reply.lived - reply.steps >= self.lived[k] else -1
             self.lived[k] = reply.lived
             self.worked[k] += reply.updates
@@ -214,7 +214,7 @@ class FedAvgTD3(FedAvg):
         before = into[part]
         notes = self.aggregate_part(number, part, replies, self.worked[agents, at], into)
         self.worked[agents, at] = 0
-        # Without a verdict nobody takes this step, least of all down an old gradient.
+        # Without an aggregated gradient no agent takes this step: the old gradient must not be used twice.
         if self.personal and into[part] is before:
             return notes
         self.made[at] += 1
@@ -249,12 +249,12 @@ class FedAvgTD3(FedAvg):
         self._packed = {}
 
     def _done(self, number: int) -> int:
-        """The steps that are over with all that is exchanged at their end."""
+        """Return the steps up to this round whose exchanges are complete."""
         end = self.schedule.stretch(number).end if number else 0
         return end - (self.schedule.stretch(number + 1).end == end)
 
     def _lacks(self, k: int, number: int) -> tuple[str, ...]:
-        """What agent k is sent: averages that it has not got; of gradients the last one only, nobody needs old ones."""
+        """Return the parts that agent k lacks. Of gradients it needs the last one only."""
         names = [name for at, name in enumerate(self.names) if self.has[k, at] < self.made[at]]
         if self.personal:
             last = self.schedule.stretch(number - 1).part if number > 1 else ""

@@ -1,4 +1,4 @@
-"""What every strategy with a server is: what agents are sent, and how their replies are aggregated."""
+"""The contract of a strategy with a server: the messages to agents, and how their replies are aggregated."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FederationConfig(RuleConfig):
-    """A federation: what is exchanged, by which rule, and how long to wait for whom."""
+    """A federation: which parts are exchanged, by which rule, and how long a round waits."""
 
-    parts: str = option("", "Parts that are exchanged, such as actor,critic; empty: all parts of the fleet.")
-    fraction: float = option(1.0, "Share of the agents that a round asks.", above=0, high=1)
-    evaluate_every: int = option(1, "Rounds between judgements; the last round is always judged.", low=1)
-    wait_s: float = option(60.0, "Seconds to wait for all agents before the first round begins without some.", low=0)
-    quorum: float = option(0.5, "Share of the asked agents whose answers a round needs.", above=0, high=1)
-    deadline_s: float = option(60.0, "Seconds after which a round that has its quorum goes on without the rest.", low=0)
-    give_up_s: float = option(600.0, "Seconds after which a round without its quorum ends the run, resumable.", above=0)
-    patience: int = option(3, "Rounds in a row that an agent may miss or spoil before it is left out.", low=1)
-    leave_out: int = option(5, "Rounds that such an agent is left out before it is asked again.", low=0)
+    parts: str = option("", "Parts to exchange, such as actor,critic; empty: all parts of the learner.")
+    fraction: float = option(1.0, "Share of the agents that are asked in a round.", above=0, high=1)
+    evaluate_every: int = option(1, "Rounds between evaluations; the last round is always evaluated.", low=1)
+    wait_s: float = option(
+        60.0, "Seconds to wait for all agents; then the first round begins without the missing ones.", low=0
+    )
+    quorum: float = option(0.5, "Share of the asked agents whose replies a round needs.", above=0, high=1)
+    deadline_s: float = option(
+        60.0, "Seconds after which a round with a quorum goes on without the other replies.", low=0
+    )
+    give_up_s: float = option(
+        600.0, "Seconds after which a round without a quorum ends the run, which can be resumed.", above=0
+    )
+    patience: int = option(3, "Rounds in a row without a valid reply after which an agent is left out.", low=1)
+    leave_out: int = option(5, "Rounds for which such an agent is left out before it is asked again.", low=0)
 
     def asked(self, agents: int) -> int:
         """How many of so many agents a round asks."""
@@ -62,7 +68,7 @@ class Federation(Method, ABC):
         self.members: dict[int, int] = {}
 
     def admit(self, who: messages.Described) -> None:
-        """A node has said which agent it is: learn what this strategy needs to know of it, or refuse it."""
+        """Note a node's description of its agent, or refuse the node."""
 
     @abstractmethod
     def orders(self, number: int, agents: Sequence[int], extra: Config) -> dict[int, RecordDict]:

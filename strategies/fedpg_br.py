@@ -1,7 +1,7 @@
-"""FedPG-BR (Fan 2021): policy gradients of many parties, a filter for liars, variance reduction at the server.
+"""FedPG-BR (Fan 2021): policy gradients of many agents, a filter for attackers, variance reduction at the server.
 
-Parties send gradients, never weights. The server makes one of them, and then takes several steps with trajectories of
-its own, each corrected by what the parties saw (SCSG). One Adam, at the server, does all the stepping.
+Agents send gradients, never weights. The server aggregates them, and then takes several steps with trajectories of its
+own, each corrected by the aggregated gradient (SCSG). The server holds the only Adam.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from strategies import messages, scsg
 from strategies.federation import Arrays, Config, Federation, FederationConfig
 from strategies.messages import Trained
 from strategies.method import Parties, Run, strategy
-from strategies.rules.robust import fedpg_filter, make_rule
+from strategies.rules.fedpg import fedpg_filter
+from strategies.rules.robust import make_rule
 from strategies.rules.rule import Rule, TooFewError, Verdict, number
 from strategies.scsg import SCSGConfig
 
@@ -32,10 +33,12 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FedPGConfig(SCSGConfig):
-    """The server of FedPG-BR: batches, inner loop, guard, and how it finds the filter's radius."""
+    """The server of FedPG-BR: batches, inner loop, guard, and the radius of the filter."""
 
-    margin: float = option(2.2, "sigma = auto: the filter's radius in usual distances of honest gradients.", above=0)
-    memory: float = option(0.5, "sigma = auto: how much of the old estimate survives a new one.", low=0, high=0.99)
+    margin: float = option(
+        2.2, "sigma = auto: radius of the filter, in multiples of the usual distance of two honest gradients.", above=0
+    )
+    memory: float = option(0.5, "sigma = auto: share of the old estimate in the new one.", low=0, high=0.99)
 
 
 class Learner(scsg.Learner, Protocol):
@@ -50,7 +53,7 @@ class Learner(scsg.Learner, Protocol):
 
 @strategy("fedpg-br")
 class FedPG(Federation):
-    """Every round agents measure a gradient at the same policy; the server filters, and steps with its own help."""
+    """In every round agents measure a gradient at the same policy. The server filters them, and takes the steps."""
 
     tables: ClassVar[Mapping[str, type[Any]]] = {**Federation.tables, "fedpg": FedPGConfig}
     algorithms = ("policy-gradient",)
@@ -62,7 +65,9 @@ class FedPG(Federation):
         rules = run.federation
         run.of(FedPGConfig).check()
         if rules.batch != type(rules).batch:
-            raise Mistake("in fedpg-br 'fedpg.batch-min' and 'fedpg.batch-max' say it: leave 'federation.batch' away")
+            raise Mistake(
+                "in fedpg-br 'fedpg.batch-min' and 'fedpg.batch-max' set the batch: leave out 'federation.batch'"
+            )
         if rules.parts not in ("", "policy"):
             raise Mistake(f"fedpg-br has the part policy and no other: 'federation.parts' cannot be '{rules.parts}'")
 
@@ -84,8 +89,8 @@ class FedPG(Federation):
         self.filters = rules.rule in ("auto", "fedpg")
         self.sigma = None if rules.sigma == "auto" else number(rules.sigma)
         self.asked = rules.asked(agents)
-        self._rule(config.batch_max)  # refuses what cannot be
-        # What is known of one trajectory's gradient: its variance, summed over the weights; not yet is negative.
+        self._rule(config.batch_max)  # refuses impossible rules before the run
+        # The variance of one trajectory's gradient, summed over the weights; negative: not measured yet.
         self.variance = np.full((1, 1), -1.0)
         self.picked = learner.policy.copy()
         # Trajectories of a party, on average, and of the server.
@@ -106,7 +111,7 @@ class FedPG(Federation):
             # One trajectory has no variance, and what is measured is that of one, however many a batch holds.
             self._calibrate([self._scatter(batch if batch > 1 else self.config.own_batch)])
         rows = np.stack([reply.parts["policy"] for reply in replies])
-        verdict, notes = self._judge(rows, np.array([reply.updates for reply in replies]), batch)
+        verdict, notes = self._aggregated(rows, np.array([reply.updates for reply in replies]), batch)
         mu = -verdict.row[None] if verdict is not None else None
         steps, scatters = self._ascend(mu, batch, number)
         if auto:
@@ -146,8 +151,8 @@ class FedPG(Federation):
     def _entries(self) -> dict[str, bytes]:
         return messages.pack({"policy": self.learner.policy[0]})
 
-    def _judge(self, rows: F32, weights: NDArray[np.float64], batch: int) -> tuple[Verdict | None, dict[str, Any]]:
-        """One gradient of many, or nothing when nobody can be trusted."""
+    def _aggregated(self, rows: F32, weights: NDArray[np.float64], batch: int) -> tuple[Verdict | None, dict[str, Any]]:
+        """Return one gradient of many, or None if the rule keeps no row."""
         try:
             verdict = self._rule(batch)(rows, weights)
         except TooFewError:
@@ -158,7 +163,7 @@ class FedPG(Federation):
         return (verdict if verdict.kept.size else None), notes
 
     def _rule(self, batch: int) -> Rule:
-        """How the gradients of so many trajectories each become one; K is who is asked, also when some are silent."""
+        """Return the rule for gradients of ``batch`` trajectories each. K counts all asked agents, also silent ones."""
 
         def measured(rows: F32, weights: NDArray[np.float64]) -> Verdict:
             return fedpg_filter(rows, self.asked, batch, self._sigma(), self.rules.delta, self.rules.alpha)
@@ -182,7 +187,7 @@ class FedPG(Federation):
         return self.learner.scatter(self.learner.policy, found)
 
     def _calibrate(self, scatters: Sequence[float]) -> None:
-        """What the server's own trajectories say of honest gradients: parties cannot forge that."""
+        """Update the estimate of the variance from the server's own trajectories, which agents cannot forge."""
         now, memory = float(np.mean(scatters)), self.config.memory
         self.variance[...] = now if self.variance[0, 0] < 0 else memory * self.variance + (1 - memory) * now
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report, no_gradient
+from agents.fleet import Fleet, no_gradient
 from agents.policy_gradient import PolicyGradientFleet
+from agents.report import Report
 from core.streams import generator
 from strategies import scsg
 from strategies.fedpg_br import FedPGConfig

@@ -1,8 +1,8 @@
-"""KL-penalised federated PPO: agents stay their own, and are pulled towards the policies of their neighbours.
+"""KL-penalised federated PPO: agents keep their own policies, with a penalty on the KL to their neighbours' policies.
 
-Every round an agent is sent the policies of those it listens to (C[k][j] > 0) as they were after the last round, and
-sends its own if anybody listens to it. Value functions never travel. What the pull does to the loss is the learner's
-business (agents/ppo.py); here it is decided who is sent what.
+In every round an agent receives the policies of its neighbours (C[k][j] > 0) as they were after the last round. It
+sends its own policy if it is a neighbour of another agent. Value functions are never sent. The penalty itself is in
+agents/ppo.py; this file decides which agent receives which policies.
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ log = logging.getLogger("fedrl")
 
 @dataclass(frozen=True)
 class KLConfig:
-    """kl-ppo: who is pulled towards whom. How strongly and in which direction are keys of ppo."""
+    """kl-ppo: which agents are neighbours. The coefficient and the direction of the penalty are keys of ppo."""
 
     matrix: str = option(
         "complete",
-        f"Who learns from whom: {', '.join(names()[:-1])}; {STAR}, all from the average; a list of rows, a table with "
-        "edges = [[k, j, weight], ...], either of them as JSON, or a file that holds it.",
+        f"Neighbours of each agent: {', '.join(names()[:-1])}; {STAR}: the average for all; a list of rows, a table "
+        "with edges = [[k, j, weight], ...], either of them as JSON, or a file that holds it.",
         json_too=True,
     )
-    normalise: bool = option(True, "The weights of an agent's neighbours add up to 1; false: they count as given.")
+    normalise: bool = option(
+        True, "Scale the weights of an agent's neighbours to a sum of 1; false: use them as given."
+    )
     max_age: int = option(
-        3, "Rounds that a neighbour may miss while its last policy is still used; then its weight is left out.", low=0
+        3, "Rounds for which the last policy of a missing neighbour is used; then its weight is left out.", low=0
     )
     watch: bool = option(
-        False, "Hand every agent all others' policies, those that are no neighbours without weight: to measure all KLs."
+        False,
+        "Send every agent all policies, to measure all KLs; those of agents that are no neighbours have no weight.",
     )
 
     def __post_init__(self) -> None:
@@ -59,7 +62,7 @@ class KLConfig:
 
 @strategy("kl-ppo")
 class KLPPO(Federation):
-    """Keeps the last policy of every agent that others are pulled towards, and hands it to them.
+    """Keep the last policy of every agent that is a neighbour of others, and send it to them.
 
     ``moments`` is the width of the running moments of observations. Where it is not 0 they are added up over all linked
     agents, because a neighbour's policy must be given observations as the neighbour would normalise them.
@@ -110,12 +113,12 @@ class KLPPO(Federation):
         super().__init__({POLICY: width} | ({OBSERVATIONS: moments} if moments else {}), layout, agents, work, wait_s)
         self.config, self.rule, self.star = config, rule, config.matrix == STAR
         self.matrix = communication("complete" if self.star else config.matrix, agents, config.normalise)
-        # Whose policies each agent is handed.
+        # The policies that each agent receives.
         self.handed: Bools = ~np.eye(agents, dtype=bool) if config.watch else self.matrix > 0
         self.heard: Bools = np.logical_or.reduce(self.handed, axis=0)
         self.linked: Bools = self.heard | np.logical_or.reduce(self.handed, axis=1)
         self.policies = np.zeros((agents, width), np.float32)
-        # The round after which each policy came; 0: it never did.
+        # The round after which each policy was received; 0: never.
         self.since = np.zeros(agents, np.int64)
         self.moments = np.zeros(moments)
 
@@ -132,23 +135,23 @@ class KLPPO(Federation):
         return found
 
     def read(self, message: Message) -> Trained:
-        return messages.trained(message, self._sends(messages.party(message)), self.layout)
+        return messages.trained(message, self._sends(messages.sender(message)), self.layout)
 
     def aggregate(self, number: int, replies: Sequence[Trained]) -> dict[str, Any]:
         near: Bools = self.matrix > 0
         usable = self._usable(number)
         old = usable & (self.since < number - 1)
-        said: dict[str, list[int | None]] = {
+        counts: dict[str, list[int | None]] = {
             name: [None] * self.agents for name in ("neighbours", "neighbours-stale", "neighbours-left-out")
         }
         for reply in replies:
-            for name, which in zip(said, (usable, old, ~usable), strict=True):
-                said[name][reply.agent] = int((near[reply.agent] & which).sum())
+            for name, which in zip(counts, (usable, old, ~usable), strict=True):
+                counts[name][reply.agent] = int((near[reply.agent] & which).sum())
             if POLICY in reply.parts:
                 self.policies[reply.agent], self.since[reply.agent] = reply.parts[POLICY], number
             if OBSERVATIONS in reply.parts:
                 self.moments = merged(self.moments, reply.parts[OBSERVATIONS].astype(np.float64))
-        return said
+        return counts
 
     def evaluation_orders(self, number: int, agents: Sequence[int]) -> dict[int, RecordDict]:
         return dict.fromkeys(agents, RecordDict())

@@ -1,8 +1,8 @@
-"""What a message may hold, checked on both sides. The table of it stands in ARCHITECTURE.md.
+"""The contract of messages: what each of them holds, packed and checked on both sides. ARCHITECTURE.md has the table.
 
-A message is one ConfigRecord: words and numbers under their names, and arrays, one flat vector per part, as raw
-little-endian float32. Flower's cost is per object, not per byte: an ArrayRecord would be three objects more in every
-message, a MetricRecord one more.
+A message is one ConfigRecord. It holds texts and numbers by name, and arrays: one flat vector per part, as raw
+little-endian float32. Flower's cost is per object, not per byte: an ArrayRecord would add three objects to every
+message, a MetricRecord one.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
-# A message's one record, and the beginning of those of its entries that are arrays.
+# The name of a message's only record, and the prefix of entries that are arrays.
 RECORD, ARRAY = "fedrl", "array."
-# Arrays with this beginning are running moments (count, mean, M2), not weights.
+# Prefix of arrays that are running moments (count, mean, M2), not weights.
 MOMENTS = "moments."
-# Arrays with this beginning are policies of others; the number of the same name says how much it pulls, maybe nothing.
+# Prefix of other agents' policies. The number of the same name is the weight of its penalty, which may be 0.
 NEIGHBOUR = "neighbour."
-# Arrays with this beginning are gradients of all: the step that agents paused before is taken down them.
+# Prefix of aggregated gradients. Agents that paused before a step take it with these.
 GRADIENT = "gradient."
-# Numbers with this beginning are what the algorithm measured: losses, shares, entropies.
+# Prefix of metrics of the algorithm: losses, shares, entropies.
 MEASURED = "metric."
-# What the grid says of a reply that it could not take, or not read; a message's reason begins with it.
+# The grid's errors for a reply that is too large or cannot be read. The reason of the error begins with the name.
 OVERSIZED, MALFORMED = "oversized", "malformed"
-SENTENCE = 1000
-# So many figures an algorithm may have measured, and so far a party may have counted: a float holds it exactly.
-MOST_MEASURED, MOST = 4096, 2**53
-# What a party says of its work, and of the seconds of the answer that it was part of; each is a list in this order.
-SAID = ("party", "layout", "steps", "lived", "updates")
+MAX_SENTENCE = 1000
+# The most metrics of a reply, and the limit of its counts: a float holds all whole numbers below it exactly.
+MAX_METRICS, MAX_COUNT = 4096, 2**53
+# The order of the entry `counts` of a reply (the work of an agent), and of `seconds` (the time of the whole answer).
+COUNTS = ("party", "layout", "steps", "lived", "updates")
 SECONDS = ("acting_s", "learning_s", "took_s")
-# What a party sends back: the weights it has after its work, or a gradient d loss / d W measured at those that came.
+# What an agent sends back: its weights after its work, or the gradient d loss / d W at the weights that it received.
 EXCHANGES = ("weights", "gradients")
 
 
@@ -44,12 +44,12 @@ class RefusedError(ValueError):
     """A message that breaks the contract; ``reason`` is its name in the ledger."""
 
     def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence[:SENTENCE])  # it quotes what came, which is as long as its sender likes
+        super().__init__(sentence[:MAX_SENTENCE])  # it quotes the message, which can be long
         self.reason = reason
 
 
 class Order(NamedTuple):
-    """What a train message asks for; work ends at the exchange of the part ``pause``, or with whole updates."""
+    """A train message, checked. The work pauses where the part ``pause`` is exchanged; empty: nowhere."""
 
     round: int
     work: int
@@ -62,7 +62,7 @@ class Order(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a party answers to a train message, checked."""
+    """The reply to a train message, checked."""
 
     agent: int
     parts: dict[str, F32]
@@ -72,41 +72,41 @@ class Trained(NamedTuple):
     measured: dict[str, float]
 
 
-class Judged(NamedTuple):
-    """What a party answers to an evaluate message, checked."""
+class Evaluated(NamedTuple):
+    """The reply to an evaluate message, checked."""
 
     agent: int
     value: float
 
 
 class Described(NamedTuple):
-    """What a party answers to a query, checked."""
+    """The reply to a query, checked."""
 
     agent: int
     layout: int
     app: str
-    words: dict[str, Any]
+    entries: dict[str, Any]
 
 
 def pack(parts: Mapping[str, F32]) -> dict[str, bytes]:
-    """The entries of these arrays."""
+    """Return these arrays as entries of a message."""
     return {ARRAY + name: np.ascontiguousarray(row, "<f4").tobytes() for name, row in parts.items()}
 
 
 def content(*entries: Mapping[str, Any]) -> RecordDict:
-    """A message's content with all these entries; without a record when there are none."""
-    whole = {name: value for some in entries for name, value in some.items()}
-    return RecordDict({RECORD: ConfigRecord(whole)} if whole else {})
+    """Return the content of a message with all these entries. Without entries it has no record."""
+    merged = {name: value for group in entries for name, value in group.items()}
+    return RecordDict({RECORD: ConfigRecord(merged)} if merged else {})
 
 
 def entries(content: RecordDict) -> dict[str, Any]:
-    """What a message holds, by name."""
+    """Return the entries of a message by name."""
     record = content.get(RECORD)
     return dict(record.items()) if isinstance(record, ConfigRecord) else {}
 
 
 def arrays(content: RecordDict) -> dict[str, int]:
-    """The arrays of a message and their bytes."""
+    """Return the size in bytes of every array of a message."""
     return {
         name.removeprefix(ARRAY): len(value)
         for name, value in entries(content).items()
@@ -114,29 +114,29 @@ def arrays(content: RecordDict) -> dict[str, int]:
     }
 
 
-def question(content: RecordDict) -> str:
-    """What a message asks, apart from the weights that come with it: equal for agents that can be answered at once."""
-    return repr(sorted(one for one in entries(content).items() if not one[0].startswith((ARRAY, NEIGHBOUR))))
+def request_key(content: RecordDict) -> str:
+    """Return a key of what a message asks for, without its weights. Agents with equal keys can be trained together."""
+    return repr(sorted(item for item in entries(content).items() if not item[0].startswith((ARRAY, NEIGHBOUR))))
 
 
-def account(said: Iterable[Any], seconds: Iterable[float], measured: Mapping[str, float]) -> dict[str, Any]:
-    """What a reply to a train message says: SAID and SECONDS as two lists, since Flower's cost is per entry too."""
+def work_report(counts: Iterable[Any], seconds: Iterable[float], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return the entries of a reply to a train message. Two lists are cheaper in Flower than eight entries."""
     lists: dict[str, Any] = {
-        "said": [int(value) for value in said],
+        "counts": [int(value) for value in counts],
         "seconds": [round(float(value), 6) for value in seconds],
     }
-    return lists | {MEASURED + name: value for name, value in measured.items()}
+    return lists | {MEASURED + name: value for name, value in metrics.items()}
 
 
 def layout(algorithm: str, observations: object, actions: object, widths: Mapping[str, int]) -> int:
-    """A number that two parties share exactly when their weights mean the same; it fits a metric."""
-    words = f"{algorithm} {observations} {actions} {sorted(widths.items())}"
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:6], "big")
+    """Return a number that two agents share exactly when their weights mean the same. It fits a metric."""
+    text = f"{algorithm} {observations} {actions} {sorted(widths.items())}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
 def unpack(message: Message, widths: Mapping[str, int]) -> dict[str, F32]:
-    """The arrays of a message; refused unless they are exactly these, finite and float32."""
-    given = _said(message)
+    """Return the arrays of a message. Refuses other parts, other lengths, and numbers that are not finite."""
+    given = _entries_of(message)
     if widths and not any(name.startswith(ARRAY) for name in given):
         raise RefusedError("no-arrays", "the message has no arrays")
     names = {name.removeprefix(ARRAY) for name in given if name.startswith(ARRAY)}
@@ -146,144 +146,149 @@ def unpack(message: Message, widths: Mapping[str, int]) -> dict[str, F32]:
 
 
 def order(message: Message) -> Order:
-    """What a train message asks for, checked by the party that gets it."""
+    """Return a train message, checked by the agent that receives it."""
     given = entries(message.content)
     kinds = {"round": int, "work": int, "layout": int, "exchange": str, "parts": list, "pause": str}
     kinds |= {"settle": bool, "save": bool}
     wrong = [name for name, kind in kinds.items() if type(given.get(name)) is not kind]
     if not wrong and given["exchange"] not in EXCHANGES:
-        raise RefusedError("no-order", f"'exchange' is one of {', '.join(EXCHANGES)}, not {given['exchange']!r}")
+        raise RefusedError("no-order", f"'exchange' must be one of {', '.join(EXCHANGES)}, not {given['exchange']!r}")
     if wrong:
-        raise RefusedError("no-order", f"the train message does not say its {', '.join(wrong)}")
+        raise RefusedError("no-order", f"the train message lacks {', '.join(wrong)}, or their type is wrong")
     return Order(*(given[name] for name in Order._fields))
 
 
 def trained(message: Message, widths: Mapping[str, int], layout: int) -> Trained:
-    """A reply to a train message, or a refusal by name."""
+    """Return the reply to a train message, checked. Raises RefusedError."""
     parts = unpack(message, widths)
-    given = _said(message)
-    agent, means, steps, lived, updates = _counts(given)
-    if means != layout:
-        raise RefusedError("wrong-layout", f"agent {agent} answers for another layout than {layout:012x}")
+    given = _entries_of(message)
+    agent, own_layout, steps, lived, updates = _counts(given)
+    if own_layout != layout:
+        raise RefusedError("wrong-layout", f"the weights of agent {agent} have another layout than {layout:012x}")
     if min(steps, lived, updates) < 0:
-        raise RefusedError("negative-work", f"agent {agent} says it did {steps} steps, {updates} updates")
+        raise RefusedError(
+            "negative-work",
+            f"agent {agent} reports {steps} steps, {lived} in all and {updates} updates; none may be below 0",
+        )
     measured = {name[len(MEASURED) :]: _number(given, name) for name in given if name.startswith(MEASURED)}
-    if len(measured) > MOST_MEASURED or any(len(name) > 60 for name in measured):
+    if len(measured) > MAX_METRICS or any(len(name) > 60 for name in measured):
         raise RefusedError(
             "no-number",
-            f"agent {agent} measured {len(measured):,} figures, or one whose name is longer than 60 letters",
+            f"agent {agent} sends {len(measured):,} metrics, or one whose name is longer than 60 letters; at most "
+            f"{MAX_METRICS:,} are allowed",
         )
     measured |= zip(SECONDS, _seconds(given), strict=True)
     return Trained(agent, parts, steps, lived, updates, measured)
 
 
-def is_address(said: object) -> bool:
-    """Whether it is HOST:PORT, as a peer is reached at."""
-    found = (
-        re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,%\[\]]{1,253}):(\d{1,5})", said) if isinstance(said, str) else None
-    )
-    return found is not None and 0 < int(found[2]) < 65536
+def is_address(value: object) -> bool:
+    """Return whether this is an address HOST:PORT of a peer."""
+    if not isinstance(value, str):
+        return False
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,%\[\]]{1,253}):(\d{1,5})", value)
+    return match is not None and 0 < int(match[2]) < 65536
 
 
 def roster(message: Message) -> dict[int, str]:
-    """Who learns together with whom comes with a train message, and where they are reached."""
+    """Return the peers that a train message names, and the address of each."""
     given = entries(message.content)
-    who, where = given.get("peers"), given.get("addresses")
-    if not isinstance(who, list) or not isinstance(where, list) or len(who) != len(where):
-        raise RefusedError("no-order", "the train message does not say its peers and their addresses")
-    if not all(type(one) is int and one >= 0 for one in who) or not all(map(is_address, where)):
-        raise RefusedError("no-order", "the train message's peers are no numbers, or their addresses no HOST:PORT")
-    return dict(zip(who, where, strict=True))
+    peers, addresses = given.get("peers"), given.get("addresses")
+    if not isinstance(peers, list) or not isinstance(addresses, list) or len(peers) != len(addresses):
+        raise RefusedError("no-order", "the train message lacks its peers, or an address for each of them")
+    if not all(type(peer) is int and peer >= 0 for peer in peers) or not all(map(is_address, addresses)):
+        raise RefusedError("no-order", "the peers of the train message are no numbers, or their addresses no HOST:PORT")
+    return dict(zip(peers, addresses, strict=True))
 
 
-def party(message: Message) -> int:
-    """Which agent a reply to a train message says it is from."""
-    return _counts(_said(message))[0]
+def sender(message: Message) -> int:
+    """Return the agent that a reply to a train message claims to come from."""
+    return _counts(_entries_of(message))[0]
 
 
 def neighbours(message: Message) -> dict[str, float]:
-    """How much each policy of others that came with a train message pulls, by its array's name."""
-    given, found = entries(message.content), {}
+    """Return the weight of each neighbour's policy in a train message, by the name of its array."""
+    given, weights = entries(message.content), {}
     for name in arrays(message.content):
         if name.startswith(NEIGHBOUR):
-            found[name] = float(_number(given, name))
-            if found[name] < 0:
-                raise RefusedError("no-number", f"'{name}' has the weight {found[name]:g}, and none is below 0")
-    return found
+            weights[name] = float(_number(given, name))
+            if weights[name] < 0:
+                raise RefusedError("no-number", f"'{name}' has the weight {weights[name]:g}; weights are at least 0")
+    return weights
 
 
-def judged(message: Message) -> Judged:
-    """A reply to an evaluate message, or a refusal by name."""
-    given = _said(message)
+def evaluated(message: Message) -> Evaluated:
+    """Return the reply to an evaluate message, checked. Raises RefusedError."""
+    given = _entries_of(message)
     agent = given.get("party")
     if type(agent) is not int:
         raise RefusedError("no-number", f"the message's 'party' is {_shown(agent)}, expected a whole number")
-    return Judged(agent, _number(given, "return"))
+    return Evaluated(agent, _number(given, "return"))
 
 
 def described(message: Message) -> Described:
-    """A reply to a query, or a refusal by name."""
-    words = _said(message)
+    """Return the reply to a query, checked. Raises RefusedError."""
+    given = _entries_of(message)
     wanted = {"party": int, "layout": int, "app": str}
-    wrong = [name for name, kind in wanted.items() if type(words.get(name)) is not kind]
+    wrong = [name for name, kind in wanted.items() if type(given.get(name)) is not kind]
     if wrong:
-        raise RefusedError("no-description", f"the party does not say its {', '.join(wrong)}")
-    return Described(words["party"], words["layout"], words["app"], words)
+        raise RefusedError("no-description", f"the reply to the query lacks {', '.join(wrong)}, or their type is wrong")
+    return Described(given["party"], given["layout"], given["app"], given)
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _entries_of(message: Message) -> dict[str, Any]:
+    """Return the entries of a reply. Raises RefusedError for an error."""
     if message.has_error():
         reason = message.error.reason or ""
-        # What cannot be taken or read comes as an error of the grid's own.
+        # A reply that is too large or cannot be read arrives as an error of the grid.
         name = next((name for name in (OVERSIZED, MALFORMED) if reason.startswith(f"{name}:")), "error-reply")
-        raise RefusedError(name, f"the party answered with an error: {reason}")
+        raise RefusedError(name, f"the agent replied with an error: {reason}")
     return entries(message.content)
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a number, and a finite one; its type comes first, as a text has no size."""
+    """Return whether this is a finite number. The type is checked first: isfinite raises for a text."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _number(said: Mapping[str, Any], name: str) -> float:
-    """A finite number of a message."""
-    value = said.get(name)
+def _number(given: Mapping[str, Any], name: str) -> float:
+    """Return a finite number of a message."""
+    value = given.get(name)
     if not _is_number(value):
         raise RefusedError("no-number", f"the message's '{name}' is {_shown(value)}, expected a finite number")
     return float(value)  # type: ignore[arg-type]
 
 
-def _counts(said: Mapping[str, Any]) -> list[int]:
-    """What a party says of its work: whole numbers in the order of SAID."""
-    return _list(said, "said", len(SAID), _is_count, "whole numbers")
+def _counts(given: Mapping[str, Any]) -> list[int]:
+    """Return the counts of a reply: whole numbers in the order of COUNTS."""
+    return _list(given, "counts", len(COUNTS), _is_count, "whole numbers")
 
 
-def _seconds(said: Mapping[str, Any]) -> list[float]:
-    return _list(said, "seconds", len(SECONDS), _is_number, "numbers")
+def _seconds(given: Mapping[str, Any]) -> list[float]:
+    return _list(given, "seconds", len(SECONDS), _is_number, "numbers")
 
 
-def _list(said: Mapping[str, Any], name: str, length: int, fits: Callable[[object], bool], words: str) -> list[Any]:
-    """A list of a message, of this length and of nothing else than what fits."""
-    values = said.get(name)
+def _list(given: Mapping[str, Any], name: str, length: int, fits: Callable[[object], bool], kind: str) -> list[Any]:
+    """Return a list of a message. Refuses another length, and values that do not fit."""
+    values = given.get(name)
     if type(values) is not list or len(values) != length or not all(map(fits, values)):
-        raise RefusedError("no-number", f"the message's '{name}' is {_shown(values)}, expected {length} {words}")
+        raise RefusedError("no-number", f"the message's '{name}' is {_shown(values)}, expected {length} {kind}")
     return values
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and abs(value) < MOST
+    return type(value) is int and abs(value) < MAX_COUNT
 
 
 def _shown(value: object) -> str:
-    """A value as a sentence quotes it, however long it is."""
+    """Return a value as an error message quotes it, cut to 60 letters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _row(name: str, value: object, width: int) -> F32:
     if not isinstance(value, bytes) or len(value) != 4 * width:
-        found = f"{len(value):,} bytes" if isinstance(value, bytes) else f"a {type(value).__name__}"
-        raise RefusedError("wrong-layout", f"'{name}' is {found}, expected {4 * width:,} bytes, {width:,} float32")
+        actual = f"{len(value):,} bytes" if isinstance(value, bytes) else f"a {type(value).__name__}"
+        raise RefusedError("wrong-layout", f"'{name}' is {actual}, expected {4 * width:,} bytes, {width:,} float32")
     row = np.frombuffer(value, "<f4")
     if not np.isfinite(row).all():
         raise RefusedError("not-finite", f"'{name}' holds nan or infinity")

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fleet import Fleet, Report
+from agents.fleet import Fleet
+from agents.report import Report
 from core.errors import Mistake
 from core.options import option
 from core.rows import Rows

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from agents.fleet import Report
+from agents.report import Report
 from core.errors import Mistake
 from strategies.medium import F32, Medium
 from strategies.method import Run, strategy

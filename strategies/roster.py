@@ -32,7 +32,7 @@ class Roster(Alone):
         self._down, self._up = [0] * agents, [0] * agents
 
     def admit(self, who: Described) -> None:
-        address = who.words.get("address")
+        address = who.entries.get("address")
         if not messages.is_address(address):
             raise Mistake(
                 f"agent {who.agent} does not say where others reach it, and in this run weights go from node to node: "

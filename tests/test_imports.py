@@ -192,7 +192,7 @@ def test_a_violation_is_found(package: str, source: str, name: str) -> None:
     [
         ("core", "import numpy\nfrom core.errors import Mistake"),
         ("agents", "import torch\nfrom gymnasium import spaces\nfrom core.rows import Rows\nfrom agents import adam"),
-        ("strategies", "import flwr\nfrom strategies.rules.robust import mean\nfrom agents.fleet import Fleet"),
+        ("strategies", "import flwr\nfrom strategies.rules.means import mean\nfrom agents.fleet import Fleet"),
         ("client", "from runs import checkpoints\nfrom strategies import robust\nimport agents, envs, core"),
         ("gossip", "from . import mixing\nfrom .peer import Peer\nfrom client import session"),
         ("server", "import strategies, envs\ntorch = load('client')"),

@@ -1,4 +1,4 @@
-"""What a rule is: many rows (n, d) become one row (d,). Rules register by name.
+"""The contract of a rule: it aggregates many rows (n, d) into one row (d,). Rules register by name.
 
 ``f`` is how many of the n rows may come from attackers. Weights are a party's own claim, so a rule for parties that may
 attack does not use them. A result depends on which rows came, never on their order. Rules keep nothing from one call to
@@ -26,10 +26,10 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class Verdict(NamedTuple):
-    """What a rule decided. Nobody kept is no verdict: the row is nan then, so that nobody takes it for one."""
+    """The result of a rule. If no row is kept, the row is nan, so that it cannot be used by mistake."""
 
     row: F32
-    kept: NDArray[np.int64]  # which rows had a say, ascending
+    kept: NDArray[np.int64]  # indices of the rows that were used, ascending
     notes: dict[str, float]  # for the ledger: a radius, a number of steps, ...
 
 
@@ -45,50 +45,52 @@ class TooFewError(ValueError):
 
 @dataclass(frozen=True)
 class RuleConfig:
-    """How the rows of the parties become one."""
+    """How the rows of the agents are aggregated."""
 
     rule: str = option(
         "auto",
-        "How many rows become one; auto: fedpg for fedpg-br, else weighted-mean.",
+        "The rule that aggregates rows; auto: fedpg for fedpg-br, else weighted-mean.",
         choices=("auto",),
         registered="rule",
     )
-    byzantine: int = option(0, "f: how many liars the rule must survive (the two means survive none).", low=0)
-    mixing: bool = option(False, "Replace every row by the mean of the n - f nearest to it before the rule.")
+    byzantine: int = option(0, "f: attackers that the rule must survive (the two means survive none).", low=0)
+    mixing: bool = option(False, "Before the rule, replace every row by the mean of the n - f rows nearest to it.")
     keep: int = option(0, "Rows that multi-krum averages (0: n - f).", low=0)
     steps: int = option(100, "Steps of Weiszfeld's iteration (geometric-median).", low=1)
-    smoothing: float = option(1e-6, "No row counts as nearer than this share of the median distance.", above=0, high=1)
-    radius: float = option(0.0, "Where clipping begins (0: at the median of the distances, anew in every step).", low=0)
+    smoothing: float = option(
+        1e-6, "Least distance of a row, as a share of the median distance (geometric-median).", above=0, high=1
+    )
+    radius: float = option(0.0, "Radius of clipping (0: the median of the distances, computed in every step).", low=0)
     clipping_steps: int = option(3, "Steps of centered-clipping.", low=1)
     sigma: str = option(
         "auto",
-        "How far honest gradients may be from the true one, a number (fedpg); auto: fedpg-br measures it.",
+        "Deviation of honest gradients from the true one, a number (fedpg); auto: fedpg-br measures it.",
         number_too=True,
     )
-    delta: float = option(0.6, "How often an honest row may be mistaken for a lie (fedpg).", above=0, high=1)
-    alpha: float = option(0.4, "Bound on the share of liars (fedpg).", low=0, high=0.5)
-    batch: int = option(16, "Trajectories behind every row (fedpg; fedpg-br knows how many).", low=1)
+    delta: float = option(0.6, "Probability that an honest row is taken for a forged one (fedpg).", above=0, high=1)
+    alpha: float = option(0.4, "Upper bound of the share of attackers (fedpg).", low=0, high=0.5)
+    batch: int = option(16, "Trajectories behind every row (fedpg; fedpg-br sets it itself).", low=1)
 
     @property
     def judges(self) -> bool:
-        """Whether anything but the usual mean is asked for: who does not ask a rule refuses that."""
+        """Whether the conf asks for more than the usual mean. Strategies without a rule refuse that."""
         return self.rule != "auto" or self.byzantine > 0 or self.mixing
 
 
 def number(sigma: str) -> float:
-    """A sigma that is given and not measured."""
+    """Return a sigma that is given as a number. Refuses anything else."""
     try:
-        found = float(sigma)
-        if not 0 < found < math.inf:
+        result = float(sigma)
+        if not 0 < result < math.inf:
             raise ValueError
     except ValueError:
         raise Mistake(f"'sigma' is auto or a number above 0, not {sigma!r}") from None
-    return found
+    return result
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a rule knows besides the rows: their weights, f, how many parties were asked, and options."""
+    """What a rule receives besides the rows: their weights, f, the number of agents asked, and options."""
 
     weights: F64
     f: int

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from agents import equations as eq
+from agents.equations import distributions, estimators, ppo_losses, returns, td3_losses
 from tests.agents.tiny import spread
 
 K, B, A = 3, 7, 4
@@ -54,24 +54,24 @@ def actions_for(logits):
 def test_categorical_by_hand():
     # p = (1/4, 3/4): log 3/4 = -0.287682; H = -(1/4 log 1/4 + 3/4 log 3/4) = 0.562335; KL to uniform = log 2 - H.
     p, even = f32([[0.0, math.log(3.0)]]), f32([[0.0, 0.0]])
-    close(eq.categorical_log_prob(p, np.array([[1]])), [[-0.28768207]])
-    close(eq.categorical_entropy(p), [[0.56233514]])
-    close(eq.categorical_kl(p, even), [[0.69314718 - 0.56233514]])
+    close(distributions.categorical_log_prob(p, np.array([[1]])), [[-0.28768207]])
+    close(distributions.categorical_entropy(p), [[0.56233514]])
+    close(distributions.categorical_kl(p, even), [[0.69314718 - 0.56233514]])
     # KL(uniform || p) = 1/2 log (1/2)/(1/4) + 1/2 log (1/2)/(3/4) = 0.143841.
-    close(eq.categorical_kl(even, p), [[0.14384104]])
+    close(distributions.categorical_kl(even, p), [[0.14384104]])
     back = np.zeros_like(p)
-    eq.categorical_log_prob_back(p, np.array([[1]]), f32([2.0]), back)
+    distributions.categorical_log_prob_back(p, np.array([[1]]), f32([2.0]), back)
     close(back, [[[-0.5, 0.5]]])
 
 
 def test_categorical_values(logits):
     action, other = actions_for(logits), np.roll(logits, 1, axis=1)
     p = Categorical(logits=t64(logits))
-    close(eq.categorical_log_prob(logits, action), p.log_prob(torch.tensor(action)))
-    close(eq.categorical_entropy(logits), p.entropy())
+    close(distributions.categorical_log_prob(logits, action), p.log_prob(torch.tensor(action)))
+    close(distributions.categorical_entropy(logits), p.entropy())
     log_p, log_q = t64(logits).log_softmax(-1), t64(other).log_softmax(-1)
-    close(eq.categorical_kl(logits, other), (log_p.exp() * (log_p - log_q)).sum(-1))
-    close(eq.categorical_kl(logits, logits), np.zeros(logits.shape[:2]))
+    close(distributions.categorical_kl(logits, other), (log_p.exp() * (log_p - log_q)).sum(-1))
+    close(distributions.categorical_kl(logits, logits), np.zeros(logits.shape[:2]))
 
 
 def test_categorical_slopes(logits):
@@ -88,16 +88,16 @@ def test_categorical_slopes(logits):
     loose = {"rtol": 1e-4, "atol": 2e-4 if np.abs(logits).max() > 500 else 2e-5}
 
     back = already.copy()
-    eq.categorical_log_prob_back(logits, action, d, back)
+    distributions.categorical_log_prob_back(logits, action, d, back)
     close(back, slope(log_p.gather(-1, torch.tensor(action)[..., None])[..., 0], z)[0], **loose)
     back = already.copy()
-    eq.categorical_entropy_back(logits, eq.categorical_entropy(logits), d, back)
+    distributions.categorical_entropy_back(logits, distributions.categorical_entropy(logits), d, back)
     close(back, slope(entropy, z)[0], **loose)
     back = already.copy()
-    eq.categorical_kl_back_p(logits, other, eq.categorical_kl(logits, other), d, back)
+    distributions.categorical_kl_back_p(logits, other, distributions.categorical_kl(logits, other), d, back)
     close(back, slope(kl, z)[0], **loose)
     back = already.copy()
-    eq.categorical_kl_back_q(logits, other, d, back)
+    distributions.categorical_kl_back_q(logits, other, d, back)
     close(back, slope(kl, y)[0], **loose)
 
 
@@ -107,11 +107,11 @@ def test_categorical_slopes(logits):
 def test_gaussian_by_hand():
     # N(0; 0, 1) = 1 / sqrt(2 pi); a unit Gaussian's entropy is (1 + log 2 pi) / 2.
     zero, wide = f32([0.0]), f32([math.log(2.0)])
-    close(eq.gaussian_log_prob(f32([[0.0]]), zero, f32([[0.0]])), [[-0.91893853]])
-    close(eq.gaussian_log_prob(f32([[1.0]]), wide, f32([[3.0]])), [[-0.91893853 - math.log(2.0) - 0.5]])
-    close(eq.gaussian_entropy(f32([[0.0]]), zero), [[1.41893853]])
+    close(distributions.gaussian_log_prob(f32([[0.0]]), zero, f32([[0.0]])), [[-0.91893853]])
+    close(distributions.gaussian_log_prob(f32([[1.0]]), wide, f32([[3.0]])), [[-0.91893853 - math.log(2.0) - 0.5]])
+    close(distributions.gaussian_entropy(f32([[0.0]]), zero), [[1.41893853]])
     # KL(N(0, 1) || N(1, 2)) = log 2 + (1 + 1) / 8 - 1/2.
-    close(eq.gaussian_kl(f32([[0.0]]), zero, f32([[1.0]]), wide), [[math.log(2.0) + 0.25 - 0.5]])
+    close(distributions.gaussian_kl(f32([[0.0]]), zero, f32([[1.0]]), wide), [[math.log(2.0) + 0.25 - 0.5]])
 
 
 def gaussians(width=2):
@@ -123,10 +123,10 @@ def test_gaussian_values(width):
     mp, lp, mq, lq = gaussians(width)
     action = spread((K, B, width), 5)
     p, q = (Normal(t64(m), t64(s).exp()[:, None]) for m, s in ((mp, lp), (mq, lq)))
-    close(eq.gaussian_log_prob(mp, lp, action), p.log_prob(t64(action)).sum(-1))
-    close(eq.gaussian_entropy(mp, lp), p.entropy().sum(-1))
-    close(eq.gaussian_kl(mp, lp, mq, lq), kl_divergence(p, q).sum(-1))
-    close(eq.gaussian_kl(mp, lp, mp, lp), np.zeros((K, B)))
+    close(distributions.gaussian_log_prob(mp, lp, action), p.log_prob(t64(action)).sum(-1))
+    close(distributions.gaussian_entropy(mp, lp), p.entropy().sum(-1))
+    close(distributions.gaussian_kl(mp, lp, mq, lq), kl_divergence(p, q).sum(-1))
+    close(distributions.gaussian_kl(mp, lp, mp, lp), np.zeros((K, B)))
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -144,10 +144,10 @@ def test_gaussian_slopes(width):
         for back, slope in zip(backs, slopes, strict=True):
             close(back, slope + 1.0, rtol=1e-4, atol=1e-5)
 
-    check(lambda *b: eq.gaussian_log_prob_back(mp, lp, action, d, *b), p.log_prob(t64(action)).sum(-1), m, s)
-    check(lambda b: eq.gaussian_entropy_back(d, b), p.entropy().sum(-1) + 0.0 * m.sum(-1), s)
-    check(lambda *b: eq.gaussian_kl_back_p(mp, lp, mq, lq, d, *b), kl, m, s)
-    check(lambda *b: eq.gaussian_kl_back_q(mp, lp, mq, lq, d, *b), kl, n, r)
+    check(lambda *b: distributions.gaussian_log_prob_back(mp, lp, action, d, *b), p.log_prob(t64(action)).sum(-1), m, s)
+    check(lambda b: distributions.gaussian_entropy_back(d, b), p.entropy().sum(-1) + 0.0 * m.sum(-1), s)
+    check(lambda *b: distributions.gaussian_kl_back_p(mp, lp, mq, lq, d, *b), kl, m, s)
+    check(lambda *b: distributions.gaussian_kl_back_q(mp, lp, mq, lq, d, *b), kl, n, r)
 
 
 # --- returns and advantages -------------------------------------------------------------------------------------------
@@ -184,20 +184,20 @@ def slow_returns(reward, last, gamma):
 
 def test_returns_by_hand():
     # Two trajectories: rewards 1, 2, 3 and 4; gamma 1/2: 1 + (2 + 3/2)/2 = 2.75.
-    found = eq.discounted_returns(f32([1, 2, 3, 4]), np.array([[False, False, True, True]]), 0.5)
+    found = returns.discounted_returns(f32([1, 2, 3, 4]), np.array([[False, False, True, True]]), 0.5)
     close(found, [[2.75, 3.5, 3.0, 4.0]])
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
 def test_returns(gamma):
     reward, last, _ = trajectories()
-    close(eq.discounted_returns(reward, last, gamma), slow_returns(reward, last, gamma))
+    close(returns.discounted_returns(reward, last, gamma), slow_returns(reward, last, gamma))
 
 
 def test_trajectory_weight_by_hand():
     # Two trajectories: ratios 2 and 3, then 1/2; what comes behind them counts nothing.
     ratio, zero = np.log([[2.0, 3.0, 0.5, 9.0]]), np.zeros((1, 4))
-    found = eq.trajectory_weight(ratio, zero, np.array([[False, True, True, True]]), np.array([3]))
+    found = estimators.trajectory_weight(ratio, zero, np.array([[False, True, True, True]]), np.array([3]))
     close(found, [[6.0, 6.0, 0.5, 0.0]])
 
 
@@ -206,53 +206,53 @@ def test_trajectory_weight_of_ratios_that_would_vanish():
     ratio = np.log(np.repeat([0.5, 2.0], 1000))[None].astype(np.float32)
     last = np.zeros((1, 2000), bool)
     last[0, -1] = True
-    close(eq.trajectory_weight(ratio, np.zeros_like(ratio), last, np.array([2000])), np.ones((1, 2000)))
+    close(estimators.trajectory_weight(ratio, np.zeros_like(ratio), last, np.array([2000])), np.ones((1, 2000)))
 
 
 def test_whitened_rewards_to_go_by_hand():
     # Returns 3, 1: mean 2, deviation 1. A single step says nothing.
-    found = eq.whitened_rewards_to_go(np.array([[3.0, 1.0, 5.0]]), np.array([[False, True, True]]), np.array([3]))
+    found = returns.whitened_rewards_to_go(np.array([[3.0, 1.0, 5.0]]), np.array([[False, True, True]]), np.array([3]))
     close(found, [[1.0, -1.0, 0.0]])
 
 
 def test_whitened_rewards_to_go():
     reward, last, used = trajectories(1)
-    returns = slow_returns(reward, last, 0.9)
-    wanted = np.zeros(returns.shape)
+    discounted = slow_returns(reward, last, 0.9)
+    wanted = np.zeros(discounted.shape)
     for k, begin, end in pieces(last, used):
-        one = returns[k, begin:end]
+        one = discounted[k, begin:end]
         wanted[k, begin:end] = (one - one.mean()) / (one.std() + 1e-20)
-    close(eq.whitened_rewards_to_go(returns, last, used), wanted)
+    close(returns.whitened_rewards_to_go(discounted, last, used), wanted)
 
 
 @pytest.mark.parametrize("value", [0.1, 1.0, 1 / 3, 123.456])
 @pytest.mark.parametrize("length", [1, 3, 7, 10, 499])
 def test_equal_returns_give_no_advantage(value, length):
     """Rounding leaves a deviation of 1e-17 or so; dividing by it would make an advantage of 1 out of nothing."""
-    returns = np.full((1, length), value)
+    discounted = np.full((1, length), value)
     last = np.zeros((1, length), bool)
     last[0, -1] = True
-    close(eq.whitened_rewards_to_go(returns, last, np.array([length])), np.zeros((1, length)))
+    close(returns.whitened_rewards_to_go(discounted, last, np.array([length])), np.zeros((1, length)))
     single = np.ones((1, length), bool)
-    close(eq.whitened_whole_returns(returns, single, np.array([length])), np.zeros((1, length)))
+    close(returns.whitened_whole_returns(discounted, single, np.array([length])), np.zeros((1, length)))
 
 
 def test_whitened_whole_returns_by_hand():
     # Trajectories that return 3 and 1: every step of the first carries +1, of the second -1.
-    returns, last = np.array([[3.0, 9.0, 1.0, 7.0]]), np.array([[False, True, False, True]])
-    close(eq.whitened_whole_returns(returns, last, np.array([4])), [[1.0, 1.0, -1.0, -1.0]])
+    discounted, last = np.array([[3.0, 9.0, 1.0, 7.0]]), np.array([[False, True, False, True]])
+    close(returns.whitened_whole_returns(discounted, last, np.array([4])), [[1.0, 1.0, -1.0, -1.0]])
 
 
 def test_whitened_whole_returns():
     reward, last, used = trajectories(2)
-    returns = slow_returns(reward, last, 0.9)
-    wanted = np.zeros(returns.shape)
+    discounted = slow_returns(reward, last, 0.9)
+    wanted = np.zeros(discounted.shape)
     for k in range(K):
         mine = [(begin, end) for row, begin, end in pieces(last, used) if row == k]
-        whole = np.array([returns[k, begin] for begin, _ in mine])
+        whole = np.array([discounted[k, begin] for begin, _ in mine])
         for (begin, end), value in zip(mine, whole, strict=True):
             wanted[k, begin:end] = (value - whole.mean()) / whole.std()
-    close(eq.whitened_whole_returns(returns, last, used), wanted)
+    close(returns.whitened_whole_returns(discounted, last, used), wanted)
 
 
 def rollout(seed=0, T=12, n=2):
@@ -280,26 +280,26 @@ def test_gae_by_hand():
     r, v, after = (np.array(x, np.float32).reshape(1, 2, 1) for x in ([1, 1], [1, 2], [2, 4]))
     no = np.zeros((1, 2, 1), bool)
     end = np.array([False, True]).reshape(1, 2, 1)
-    close(eq.gae(r, v, after, no, no, 0.5, 0.5)[0, :, 0], [1.25, 1.0])
-    close(eq.gae(r, v, after, no, end, 0.5, 0.5)[0, :, 0], [1.25, 1.0])  # truncated: bootstraps all the same
-    close(eq.gae(r, v, after, end, end, 0.5, 0.5)[0, :, 0], [0.75, -1.0])  # terminated: delta = 1 - 2
+    close(returns.gae(r, v, after, no, no, 0.5, 0.5)[0, :, 0], [1.25, 1.0])
+    close(returns.gae(r, v, after, no, end, 0.5, 0.5)[0, :, 0], [1.25, 1.0])  # truncated: bootstraps all the same
+    close(returns.gae(r, v, after, end, end, 0.5, 0.5)[0, :, 0], [0.75, -1.0])  # terminated: delta = 1 - 2
     # Cut after the first step: nothing flows back over the end, the successor's value still counts.
     cut = end[:, ::-1].copy()
-    close(eq.gae(r, v, after, no, cut, 0.5, 0.5)[0, :, 0], [1.0, 1.0])
+    close(returns.gae(r, v, after, no, cut, 0.5, 0.5)[0, :, 0], [1.0, 1.0])
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.95, 1.0])
 @pytest.mark.parametrize("T", [1, 12])
 def test_gae(lam, T):
     given = rollout(3, T)
-    close(eq.gae(*given, 0.97, lam), slow_gae(*given, 0.97, lam), atol=1e-5)
+    close(returns.gae(*given, 0.97, lam), slow_gae(*given, 0.97, lam), atol=1e-5)
 
 
 def test_running_returns_go_on_over_rollouts():
     reward, *_, ended = rollout(4, T=20)
     running = np.zeros((K, 2))
     halves = [
-        eq.running_returns(reward[:, part].copy(), ended[:, part].copy(), 0.9, running)
+        returns.running_returns(reward[:, part].copy(), ended[:, part].copy(), 0.9, running)
         for part in (slice(0, 8), slice(8, 20))
     ]
     wanted = np.zeros(reward.shape)
@@ -315,29 +315,29 @@ def test_running_returns_go_on_over_rollouts():
 def test_running_returns_by_hand():
     running = np.array([[8.0]])
     reward, ended = f32([1.0], [1.0])[None].reshape(1, 2, 1), np.array([True, False]).reshape(1, 2, 1)
-    close(eq.running_returns(reward, ended, 0.5, running)[0, :, 0], [5.0, 1.0])
+    close(returns.running_returns(reward, ended, 0.5, running)[0, :, 0], [5.0, 1.0])
     close(running, [[1.0]])
 
 
 def test_standardised():
-    close(eq.standardised(f32([1.0, 2.0, 3.0])), [[-1.0, 0.0, 1.0]])
+    close(returns.standardised(f32([1.0, 2.0, 3.0])), [[-1.0, 0.0, 1.0]])
     x = spread((K, 50), 5)
-    close(eq.standardised(x), (t64(x) - t64(x).mean(1, True)) / t64(x).std(1, keepdim=True))
-    close(eq.standardised(f32([2.5])), [[0.0]])
-    close(eq.standardised(np.full((1, 6), 0.1, np.float32)), np.zeros((1, 6)), atol=1e-6)
+    close(returns.standardised(x), (t64(x) - t64(x).mean(1, True)) / t64(x).std(1, keepdim=True))
+    close(returns.standardised(f32([2.5])), [[0.0]])
+    close(returns.standardised(np.full((1, 6), 0.1, np.float32)), np.zeros((1, 6)), atol=1e-6)
 
 
 def test_standardised_far_from_zero():
     """Many samples whose mean is a thousand deviations away: sums in float32 would lose it."""
     x = spread((1, 16_384), 6) + np.float32(1000)
-    close(eq.standardised(x), (t64(x) - t64(x).mean()) / t64(x).std(), atol=1e-4)
+    close(returns.standardised(x), (t64(x) - t64(x).mean()) / t64(x).std(), atol=1e-4)
 
 
 def test_explained_variance():
     # Var(R) = 2/3, Var(R - V) = 2/9 with V = (0, 1, 1): 1 - 1/3.
-    close(eq.explained_variance(f32([0, 1, 1]), f32([0, 1, 2])), [1.0 - (2 / 9) / (2 / 3)])
-    close(eq.explained_variance(f32([0, 1, 2], [5, 5, 5]), f32([0, 1, 2], [0, 1, 2])), [1.0, 0.0])
-    assert np.isnan(eq.explained_variance(f32([0, 1, 2]), f32([3, 3, 3]))).all()
+    close(returns.explained_variance(f32([0, 1, 1]), f32([0, 1, 2])), [1.0 - (2 / 9) / (2 / 3)])
+    close(returns.explained_variance(f32([0, 1, 2], [5, 5, 5]), f32([0, 1, 2], [0, 1, 2])), [1.0, 0.0])
+    assert np.isnan(returns.explained_variance(f32([0, 1, 2]), f32([3, 3, 3]))).all()
 
 
 # --- policy gradient --------------------------------------------------------------------------------------------------
@@ -345,13 +345,13 @@ def test_explained_variance():
 
 def test_importance_weight():
     then, now = np.log(f32([0.2, 0.5])), np.log(f32([0.1, 1.0]))
-    close(eq.importance_weight(then, now), [[2.0, 0.5]])
+    close(estimators.importance_weight(then, now), [[2.0, 0.5]])
 
 
 def test_scsg_direction():
-    close(eq.scsg_direction(f32([1, 2]), f32([0.5, 0.5]), f32([10, 20])), [[10.5, 21.5]])
+    close(estimators.scsg_direction(f32([1, 2]), f32([0.5, 0.5]), f32([10, 20])), [[10.5, 21.5]])
     g = spread((K, 9), 1)
-    close(eq.scsg_direction(g, g, g), g)
+    close(estimators.scsg_direction(g, g, g), g)
 
 
 # --- PPO --------------------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ SURROGATE = [  # rho, A -> L, dL / d log rho, at epsilon = 0.2
 
 @pytest.mark.parametrize(("rho", "A_", "loss", "slope"), SURROGATE)
 def test_clipped_surrogate_by_hand(rho, A_, loss, slope):
-    found = eq.clipped_surrogate(f32([math.log(rho)]), f32([A_]), 0.2)
+    found = ppo_losses.clipped_surrogate(f32([math.log(rho)]), f32([A_]), 0.2)
     close(found[0], [[loss]])
     close(found[1], [[slope]])
 
@@ -380,7 +380,7 @@ def test_clipped_surrogate():
     x = t64(log_ratio, True)
     rho = x.exp()
     loss = -torch.minimum(rho * t64(advantage), rho.clamp(0.8, 1.2) * t64(advantage))
-    found, slope = eq.clipped_surrogate(log_ratio, advantage, 0.2)
+    found, slope = ppo_losses.clipped_surrogate(log_ratio, advantage, 0.2)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
     assert (slope == 0).any()
@@ -392,7 +392,7 @@ def test_surrogate():
     log_ratio, advantage = spread((K, 50), 1, 0.3), spread((K, 50), 2)
     x = t64(log_ratio, True)
     loss = -x.exp() * t64(advantage)
-    found, slope = eq.surrogate(log_ratio, advantage)
+    found, slope = ppo_losses.surrogate(log_ratio, advantage)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
     assert found is not slope
@@ -401,11 +401,11 @@ def test_surrogate():
 
 
 def test_value_loss():
-    close(eq.value_loss(f32([3.0]), f32([1.0])), [[[2.0]], [[2.0]]])
+    close(ppo_losses.value_loss(f32([3.0]), f32([1.0])), [[[2.0]], [[2.0]]])
     value, target = spread((K, 50), 1), spread((K, 50), 2)
     x = t64(value, True)
     loss = 0.5 * (x - t64(target)) ** 2
-    found, slope = eq.value_loss(value, target)
+    found, slope = ppo_losses.value_loss(value, target)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
 
@@ -420,7 +420,7 @@ def test_value_loss():
     ],
 )
 def test_clipped_value_loss_by_hand(value, old, target, loss, slope):
-    found = eq.clipped_value_loss(f32([value]), f32([old]), f32([target]), 0.2)
+    found = ppo_losses.clipped_value_loss(f32([value]), f32([old]), f32([target]), 0.2)
     close(found[0], [[loss]])
     close(found[1], [[slope]])
 
@@ -429,20 +429,20 @@ def test_clipped_value_loss():
     value, old, target = spread((K, 200), 1), spread((K, 200), 2), spread((K, 200), 3)
     x, before, R = t64(value, True), t64(old), t64(target)
     loss = 0.5 * torch.maximum((x - R) ** 2, (before + (x - before).clamp(-0.2, 0.2) - R) ** 2)
-    found, slope = eq.clipped_value_loss(value, old, target, 0.2)
+    found, slope = ppo_losses.clipped_value_loss(value, old, target, 0.2)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
 
 
 def test_approximate_kl():
     x = f32([0.0, math.log(2.0), -math.log(2.0), 1e-3])
-    close(eq.approximate_kl(x), [[0.0, 1 - math.log(2), -0.5 + math.log(2), 5e-7]], atol=1e-8)
+    close(ppo_losses.approximate_kl(x), [[0.0, 1 - math.log(2), -0.5 + math.log(2), 5e-7]], atol=1e-8)
 
 
 def test_adapted_beta():
     # Doubled above 1.5 times the target, halved below target / 1.5, left alone between, the borders included.
     measured = np.array([0.02, 0.015, 0.01, 0.0067, 0.005, 0.0], np.float64)
-    found = eq.adapted_beta(np.ones(6, np.float32), measured, 0.01)
+    found = ppo_losses.adapted_beta(np.ones(6, np.float32), measured, 0.01)
     close(found, [2.0, 1.0, 1.0, 1.0, 0.5, 0.5])
     assert found.dtype == np.float32
 
@@ -452,41 +452,41 @@ def test_adapted_beta():
 
 def test_smoothed_action():
     action, noise = f32([0.0, 0.0, 0.9, -0.9, 0.2]), f32([0.3, 0.7, 0.3, -0.3, -0.1])
-    close(eq.smoothed_action(action, noise, 0.5), [[0.3, 0.5, 1.0, -1.0, 0.1]])
+    close(td3_losses.smoothed_action(action, noise, 0.5), [[0.3, 0.5, 1.0, -1.0, 0.1]])
 
 
 def test_twin_target_by_hand():
     # The smaller of 4 and 3; a termination keeps the reward alone.
     q = np.array([[[4.0, 4.0, 1.0], [3.0, 3.0, 2.0]]], np.float32)
-    found = eq.twin_target(f32([1.0, 1.0, 0.0]), np.array([[False, True, False]]), q, 0.5)
+    found = td3_losses.twin_target(f32([1.0, 1.0, 0.0]), np.array([[False, True, False]]), q, 0.5)
     close(found, [[2.5, 1.0, 0.5]])
 
 
 def test_twin_target():
     reward, q = spread((K, 30), 1), spread((K, 2, 30), 2)
     terminated = np.random.default_rng(0).random((K, 30)) < 0.3
-    close(eq.twin_target(reward, terminated, q, 0.9), reward + 0.9 * ~terminated * q.min(axis=1))
+    close(td3_losses.twin_target(reward, terminated, q, 0.9), reward + 0.9 * ~terminated * q.min(axis=1))
 
 
 def test_twin_loss():
     # Gaps of 1 and 3 in one critic, 2 and 0 in the other: (1 + 9) / 2 + (4 + 0) / 2.
     q, y = np.array([[[1.0, 3.0], [2.0, 0.0]]], np.float32), f32([0.0, 0.0])
-    close(eq.twin_loss(q, y)[0], [7.0])
-    close(eq.twin_loss(q, y)[1], [[[1.0, 3.0], [2.0, 0.0]]])
+    close(td3_losses.twin_loss(q, y)[0], [7.0])
+    close(td3_losses.twin_loss(q, y)[1], [[[1.0, 3.0], [2.0, 0.0]]])
     q, y = spread((K, 2, 30), 1), spread((K, 30), 2)
     x = t64(q, True)
     loss = ((x - t64(y)[:, None]) ** 2).mean(-1).sum(-1)
-    found, slope = eq.twin_loss(q, y)
+    found, slope = td3_losses.twin_loss(q, y)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
 
 
 def test_l2_pull():
-    close(eq.l2_pull(f32([1, 2]), f32([0, 0]), 0.5)[0], [2.5])
+    close(td3_losses.l2_pull(f32([1, 2]), f32([0, 0]), 0.5)[0], [2.5])
     w, anchor = spread((K, 11), 1), spread((K, 11), 2)
     x = t64(w, True)
     loss = 0.3 * ((x - t64(anchor)) ** 2).sum(-1)
-    found, slope = eq.l2_pull(w, anchor, 0.3)
+    found, slope = td3_losses.l2_pull(w, anchor, 0.3)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
 
@@ -496,24 +496,30 @@ def test_action_pull_is_the_kl_of_two_gaussians():
     x = t64(action, True)
     s = torch.full((2,), sigma, dtype=torch.float64)
     loss = kl_divergence(Normal(x, s), Normal(t64(anchor), s)).sum(-1).mean(-1)
-    found, slope = eq.action_pull(action, anchor, sigma)
+    found, slope = td3_losses.action_pull(action, anchor, sigma)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
-    close(eq.action_pull(f32([[1.0]]), f32([[0.0]]), 0.5)[0], [2.0])
+    close(td3_losses.action_pull(f32([[1.0]]), f32([[0.0]]), 0.5)[0], [2.0])
 
 
 def test_value_pull():
-    found = eq.value_pull(f32([[1, 2], [0, 1]]), f32([[0, 0], [0, 3]]))[0]
+    found = td3_losses.value_pull(f32([[1, 2], [0, 1]]), f32([[0, 0], [0, 3]]))[0]
     close(found, [(1 + 4) / 2 + (0 + 4) / 2])
     q, anchor = spread((K, 2, B), 1), spread((K, 2, B), 2)
     x = t64(q, True)
     loss = ((x - t64(anchor)) ** 2).mean(-1).sum(-1)
-    found, slope = eq.value_pull(q, anchor)
+    found, slope = td3_losses.value_pull(q, anchor)
     close(found, loss)
     close(slope, torch.autograd.grad(loss.sum(), x)[0])
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def equation(name):
+    """Return the equation of this name, whichever module holds it."""
+    modules = (distributions, estimators, ppo_losses, returns, td3_losses)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
 def well_shaped():
@@ -577,7 +583,7 @@ FREE = {
 
 @pytest.mark.parametrize("name", well_shaped())
 def test_right_shapes_are_taken(name):
-    getattr(eq, name)(*well_shaped()[name])
+    equation(name)(*well_shaped()[name])
 
 
 @pytest.mark.parametrize(("name", "place"), MISFITS)
@@ -590,4 +596,4 @@ def test_wrong_shapes_are_refused(name, place):
             continue
         given[place] = np.ascontiguousarray(np.delete(whole, 0, axis))
         with pytest.raises(AssertionError):
-            getattr(eq, name)(*given)
+            equation(name)(*given)

@@ -7,7 +7,8 @@ import pytest
 
 from agents.policy_gradient import PolicyGradientConfig, PolicyGradientFleet
 from agents.ppo import PPOConfig, PPOFleet
-from agents.td3 import TD3Config, TD3Fleet
+from agents.td3 import TD3Fleet
+from agents.td3_config import TD3Config
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
 from tests.agents.tiny import Aim, Echo, Identity

@@ -75,7 +75,7 @@ def test_backward_is_the_gradient_of_the_whole_policy(kind, term, squash):
 
     tape = networks_tape()
     now = shape.outputs(W, obs, tape)
-    back, G = now.nothing(), np.full_like(W, np.nan)
+    back, G = now.zeros(), np.full_like(W, np.nan)
     {
         "log_prob": lambda: now.log_prob_back(drawn, d, back),
         "entropy": lambda: now.entropy_back(now.entropy(), d, back),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from agents import policy_gradient
-from agents.fleet import Report
 from agents.policy_gradient import PolicyGradientConfig, PolicyGradientFleet
+from agents.report import Report
 from core.errors import Mistake
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torch.distributions import Normal
 
-from agents.fleet import Report
 from agents.ppo import PPOConfig, PPOFleet
+from agents.report import Report
 from core.errors import Mistake
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds
@@ -275,7 +275,7 @@ def test_a_larger_penalty_holds_an_agent_closer_to_its_neighbour(kind, direction
         for _ in range(12):
             fleet.learn(rollout, report)
         own = fleet.shape.outputs(fleet.policy, rollout.obs)
-        near = fleet.shape.outputs(fleet.links.policies[::-1].copy(), rollout.obs)
+        near = fleet.shape.outputs(fleet.neighbours.policies[::-1].copy(), rollout.obs)
         distances.append((near.kl(own) if direction == "forward" else own.kl(near)).mean(-1))
     assert (np.diff(distances, axis=0) < 0).all(), distances
     assert (np.array(distances) > 0).all()
@@ -290,7 +290,7 @@ def test_the_gradient_of_the_pull_is_that_of_finite_differences(kind, direction)
     fleet.policy += spread(fleet.policy.shape, 3, 0.3)
     rollout = fleet.collect(Report(np.zeros(2, np.int64), np.zeros(2, np.int64)))
     fleet._backward(
-        rollout._replace(advantage=np.zeros_like(rollout.advantage)), fleet.policy, fleet._neighbours(rollout.obs)
+        rollout._replace(advantage=np.zeros_like(rollout.advantage)), fleet.policy, fleet.neighbour_outputs(rollout.obs)
     )
     pulls = [[(0.5, 0), (2.0, 1)], [(1.0, 2)]]
 
@@ -373,9 +373,9 @@ def test_linked_policies_are_copies():
     fleet, _ = fleet_for("discrete", penalty=True)
     swap = np.array([[0, 1], [1, 0]], np.float32)
     fleet.link(fleet.policy, swap)
-    before = fleet.links.policies.copy()
+    before = fleet.neighbours.policies.copy()
     fleet.train(1)
-    np.testing.assert_array_equal(fleet.links.policies, before)
+    np.testing.assert_array_equal(fleet.neighbours.policies, before)
 
 
 def test_links_of_a_part():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.td3 import TD3Config, TD3Fleet
+from agents.td3 import TD3Fleet
+from agents.td3_config import TD3Config
 from core.errors import Mistake
 from core.streams import agent_seeds
 from envs import WorldConfig, make_worlds

@@ -58,7 +58,7 @@ def configurations() -> list[tuple[str, str]]:
 
 class TestEveryConfiguration:
     def test_they_are_found(self) -> None:
-        assert {("envs.worlds", "WorldConfig"), ("agents.td3", "TD3Config")} <= set(configurations())
+        assert {("envs.worlds", "WorldConfig"), ("agents.td3_config", "TD3Config")} <= set(configurations())
 
     @pytest.mark.parametrize(("module", "name"), configurations(), ids=[".".join(found) for found in configurations()])
     def test_round_trip(self, module: str, name: str) -> None:

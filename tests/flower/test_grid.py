@@ -138,7 +138,7 @@ KINDS = ("Message", "RecordDict", "ConfigRecord", "ArrayRecord", "MetricRecord",
 
 def hostile(dice: random.Random, order: Message) -> Objects:
     """Objects as a hostile node may send them: right ones with a few wrong bytes, noise, one inside the wrong other."""
-    said = ConfigRecord({"said": [0, 7, 1, 1, 1], "array.policy": bytes(12), "x": "abc", "y": [0.5]})
+    said = ConfigRecord({"counts": [0, 7, 1, 1, 1], "array.policy": bytes(12), "x": "abc", "y": [0.5]})
     whole = Message(RecordDict({messages.RECORD: said, "arrays": ArrayRecord({})}), order.metadata.src_node_id, "train")
     right = [(type(one).__name__, body_of(one.deflate())) for one in get_all_nested_objects(whole).values()]
     made: list[ObjectTree] = []
@@ -168,7 +168,7 @@ def test_whatever_bytes_a_node_sends_come_out_as_records_or_as_an_error_with_a_n
     assert len(found) == 200
     reasons = set()
     for reply in found:
-        for read in (messages.judged, messages.described, lambda one: messages.trained(one, {"policy": 3}, 7)):
+        for read in (messages.evaluated, messages.described, lambda one: messages.trained(one, {"policy": 3}, 7)):
             with pytest.raises(RefusedError) as caught:
                 read(reply)
             reasons.add(caught.value.reason)
@@ -190,7 +190,7 @@ def test_a_message_of_errors_and_one_of_messages_are_malformed(grid: SuperLinkGr
         link.objects = shape
         for reply in grid.pull_messages(grid.push_messages(orders(shape.__name__))):
             with pytest.raises(RefusedError, match="malformed: ") as caught:
-                messages.judged(reply)
+                messages.evaluated(reply)
             assert caught.value.reason == "malformed"
 
 

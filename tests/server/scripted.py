@@ -18,11 +18,11 @@ from strategies.fedavg import FedAvg
 LAYOUT = 77
 # Entries of a reply that are none of ours, by the name that a script gives them.
 ODD: dict[str, dict[str, Any]] = {
-    "says-words": {"said": ["a"] * 5},
-    "says-halves": {"said": [0.5] * 5},
-    "says-a-word": {"said": "abcde"},
-    "says-bytes": {"said": b"abcde"},
-    "says-too-much": {"said": [0, LAYOUT, 10, 2**62, 1]},
+    "says-words": {"counts": ["a"] * 5},
+    "says-halves": {"counts": [0.5] * 5},
+    "says-a-word": {"counts": "abcde"},
+    "says-bytes": {"counts": b"abcde"},
+    "says-too-much": {"counts": [0, LAYOUT, 10, 2**62, 1]},
     "seconds-of-words": {"seconds": ["a"] * 3},
     "measures-words": {messages.MEASURED + "loss": "a"},
     "measures-lists": {messages.MEASURED + "loss": [1.0]},
@@ -103,7 +103,7 @@ class Scripted(Grid):
         elif what in ODD:
             entries = ODD[what]
         arrays = messages.pack({"policy": row}) if what != "empty" else {}
-        account = messages.account(said, [0, 0, 0], {})
+        account = messages.work_report(said, [0, 0, 0], {})
         return Message(messages.content(arrays, account | entries), reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

@@ -28,7 +28,7 @@ from server.engines import prepare
 from strategies import messages
 from strategies.fedavg_td3 import FedAvgTD3
 from strategies.messages import Trained
-from strategies.rules.robust import weighted_mean
+from strategies.rules.means import weighted_mean
 from strategies.rules.rule import Rule, Verdict
 from strategies.schedule import Schedule
 from tests.server.federations import column, here, local

@@ -50,13 +50,13 @@ class Hostile(LocalGrid):
 
 
 def claims(**figures: int) -> Lie:
-    """Claim these figures of SAID in every reply to a train message."""
+    """Claim these counts in every reply to a train message."""
 
     def lie(said: dict[str, Any]) -> dict[str, Any]:
-        if "said" not in said:
+        if "counts" not in said:
             return said
-        values = dict(zip(messages.SAID, said["said"], strict=True)) | figures
-        return said | {"said": list(values.values())}
+        values = dict(zip(messages.COUNTS, said["counts"], strict=True)) | figures
+        return said | {"counts": list(values.values())}
 
     return lie
 
@@ -75,7 +75,7 @@ def boast(value: float = 1e6, times: int = 1) -> Lie:
 
 
 def silent(said: dict[str, Any]) -> dict[str, Any] | None:
-    return None if "said" in said or "return" in said else said
+    return None if "counts" in said or "return" in said else said
 
 
 def run(path: Path, lie: Lie, liars: tuple[int, ...] = (LIAR,), **changes: Any) -> tuple[RunDirectory, dict[str, Any]]:
@@ -193,7 +193,7 @@ def test_a_figure_under_a_name_of_the_servers_is_dropped(tmp_path: Path) -> None
 
     def lie(said: dict[str, Any]) -> dict[str, Any]:
         names = ("score", "precision", "recall", "kept.policy", "kept.all", "return.server", "mine")
-        return said | {messages.MEASURED + name: 1e6 for name in names} if "said" in said else said
+        return said | {messages.MEASURED + name: 1e6 for name in names} if "counts" in said else said
 
     found, summary = run(tmp_path / "run", lie, **JUDGED | {"rounds": 2})
     for record in found.read_metrics():

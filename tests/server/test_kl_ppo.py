@@ -257,7 +257,7 @@ def test_a_liar_in_a_star_pulls_everybody_unless_a_rule_survives_it(tmp_path: Pa
     [
         (["kl.matrix=circle"], "'kl.matrix' is ring"),
         (['kl.matrix="[[0, 1], [1, 0]]"'], "for 2 agents, and the run has 4"),
-        (["strategy=alone"], "'ppo.penalty' pulls towards linked agents, and only the strategy kl-ppo"),
+        (["strategy=alone"], "'ppo.penalty' needs neighbours"),
         (["strategy=fedavg"], "'ppo.penalty'"),
         (["algorithm=td3", "world.id=Pendulum-v1", "world.physics={}"], "algorithm is ppo then, not td3"),
         (["kl.max-age=-1"], "'kl.max-age' must be at least 0"),

@@ -173,7 +173,7 @@ def described(agent: int, **words: Any) -> Described:
 
 
 def reply(**entries: Any) -> Message:
-    said = messages.account((1, 7, 10, 20, 1), (0.1, 0.1, 0.2), {"trajectories": 4})
+    said = messages.work_report((1, 7, 10, 20, 1), (0.1, 0.1, 0.2), {"trajectories": 4})
     asked = Message(RecordDict(), 101, MessageType.TRAIN)
     return Message(messages.content(said, entries), reply_to=asked)
 
@@ -301,9 +301,9 @@ def test_what_is_over_is_not_answered_and_a_server_may_go_back(tmp_path: Path, m
 
         exam = Message(RecordDict(), 100, MessageType.EVALUATE)
         for number in (1, 2, 3):
-            assert "said" in messages.entries(asked(order(number)).result(LONG_S))
+            assert "counts" in messages.entries(asked(order(number)).result(LONG_S))
         again, lived = asked(order(3)).result(LONG_S), member.session.worlds.steps[0]
-        assert messages.entries(again)["said"][3] == lived, "a round is done once, however often it is asked for"
+        assert messages.entries(again)["counts"][3] == lived, "a round is done once, however often it is asked for"
         assert "return" in messages.entries(asked(exam).result(LONG_S))
         begun, may, learn = threading.Event(), threading.Event(), member.learning.round
 
@@ -317,14 +317,14 @@ def test_what_is_over_is_not_answered_and_a_server_may_go_back(tmp_path: Path, m
         assert begun.wait(LONG_S)
         old, second, over = asked(exam), asked(order(5)), asked(order(4))
         may.set()
-        assert "said" in messages.entries(first.result(LONG_S))
+        assert "counts" in messages.entries(first.result(LONG_S))
         for late in (old, over):
             with pytest.raises(RefusedError, match="round 4 is over: the server is in round 5"):
                 late.result(LONG_S)
-        assert "said" in messages.entries(second.result(LONG_S))
+        assert "counts" in messages.entries(second.result(LONG_S))
         member.save()
         member = Member(0, flat, "run", tmp_path, door=Door("127.0.0.1:0"))
-        assert "said" in messages.entries(asked(order(3)).result(LONG_S))
+        assert "counts" in messages.entries(asked(order(3)).result(LONG_S))
     finally:
         member.save()
     kept = RunDirectory.open(tmp_path / "run" / PEERS / "0")

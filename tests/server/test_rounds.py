@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from agents.fleet import Bounds
+from agents.report import Bounds
 from core.errors import Failure, Mistake
 from core.options import build
 from runs.config import configure

@@ -14,7 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from strategies import messages
 from strategies.fedavg import FedAvg
 from strategies.messages import RefusedError
-from strategies.rules.robust import weighted_mean
+from strategies.rules.means import weighted_mean
 from strategies.rules.rule import TooFewError, Verdict
 
 WIDTHS = {"policy": 3}
@@ -43,14 +43,15 @@ def reply(
     asked = Message(RecordDict(), 1, MessageType.TRAIN)
     arrays = {f"array.{name}": row if isinstance(row, str) else np.asarray(row).tobytes()}
     return Message(
-        messages.content(arrays, messages.account([party, layout, 10, 20, updates], [0, 0, 0], more)), reply_to=asked
+        messages.content(arrays, messages.work_report([party, layout, 10, 20, updates], [0, 0, 0], more)),
+        reply_to=asked,
     )
 
 
 def said(words: list[float]) -> Message:
     """A reply whose account of itself is these numbers."""
     found = reply(row(1, 2, 3))
-    found.content.config_records["fedrl"]["said"] = words
+    found.content.config_records["fedrl"]["counts"] = words
     return found
 
 

@@ -88,15 +88,15 @@ def test_agents_whose_orders_differ_by_their_neighbours_alone_are_asked_the_same
     """The local engine trains those whose configs are alike in one step."""
     one = strategy(4, "ring")
     play(one, 1, range(4))
-    questions = [messages.question(content) for content in one.orders(2, range(4), EXTRA).values()]
+    questions = [messages.request_key(content) for content in one.orders(2, range(4), EXTRA).values()]
     assert all(question == questions[0] for question in questions)
-    assert messages.question(one.orders(3, [0], EXTRA)[0]) != questions[0]
+    assert messages.request_key(one.orders(3, [0], EXTRA)[0]) != questions[0]
 
 
 def answered(agent: int, parts: dict[str, np.ndarray]) -> Message:
     order = Message(RecordDict(), 100 + agent, MessageType.TRAIN)
     order.metadata.__dict__["_message_id"] = "1"
-    said = messages.account([agent, LAYOUT, 10, 10, 1], [0, 0, 0], {})
+    said = messages.work_report([agent, LAYOUT, 10, 10, 1], [0, 0, 0], {})
     return Message(messages.content(messages.pack(parts), said), reply_to=order)
 
 

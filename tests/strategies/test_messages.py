@@ -1,4 +1,4 @@
-"""What a reply may hold: whatever a party sends is read, or refused by name."""
+"""Replies: whatever an agent sends is read, or refused by name."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from strategies.messages import RefusedError
 
 LAYOUT, WIDTHS = 77, {"policy": 3, "moments.observations": 3}
 ARRAYS = messages.pack({"policy": np.ones(3, np.float32), "moments.observations": np.zeros(3, np.float32)})
-# Replies that are right, by who reads them.
+# Valid replies, by the function that reads them.
 RIGHT: dict[str, Mapping[str, Any]] = {
-    "trained": messages.account([0, LAYOUT, 10, 10, 1], [0, 0, 0], {"loss": 0.5}) | ARRAYS,
-    "judged": {"party": 0, "return": 1.5},
+    "trained": messages.work_report([0, LAYOUT, 10, 10, 1], [0, 0, 0], {"loss": 0.5}) | ARRAYS,
+    "evaluated": {"party": 0, "return": 1.5},
     "described": {"party": 0, "layout": LAYOUT, "app": "abc"},
 }
 READ: dict[str, Callable[[Message], Any]] = {
     "trained": lambda reply: messages.trained(reply, WIDTHS, LAYOUT),
-    "judged": messages.judged,
+    "evaluated": messages.evaluated,
     "described": messages.described,
 }
 NUMBERS = [0, -1, 1, 0.5, -0.0, math.nan, math.inf, 2**63 - 1, -(2**63), 1e308]
 
 
 def reply(entries: Mapping[str, Any]) -> Message:
-    """As it comes out of Flower: packed and unpacked."""
+    """Return a message as Flower delivers it: packed and unpacked."""
     record = ConfigRecord.inflate(ConfigRecord(dict(entries)).deflate())
     return Message(RecordDict({messages.RECORD: record}), 1, MessageType.TRAIN)
 
 
 def anything(dice: random.Random) -> Any:
-    """A value of any type that a record may hold; a list holds values of one type."""
+    """Return a value of any type that a record may hold. A list holds values of one type."""
     kinds: list[Callable[[], Any]] = [
         lambda: dice.choice(NUMBERS),
         lambda: dice.choice(["", "a", "5", "nan", "x" * 5000]),
@@ -54,12 +54,12 @@ def anything(dice: random.Random) -> Any:
 def test_right_replies_are_read() -> None:
     found = messages.trained(reply(RIGHT["trained"]), WIDTHS, LAYOUT)
     assert (found.agent, found.steps, found.lived, found.updates, found.measured["loss"]) == (0, 10, 10, 1, 0.5)
-    assert messages.judged(reply(RIGHT["judged"])) == (0, 1.5)
+    assert messages.evaluated(reply(RIGHT["evaluated"])) == (0, 1.5)
     assert messages.described(reply(RIGHT["described"]))[:3] == (0, LAYOUT, "abc")
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_whatever_a_party_says_is_a_right_answer_or_a_refusal_with_a_name(name: str) -> None:
+def test_any_reply_is_read_or_refused_by_name(name: str) -> None:
     dice, right = random.Random(name), RIGHT[name]
     read, longest, refused = 0, 0, set[str]()
     for _ in range(500):
@@ -74,18 +74,18 @@ def test_whatever_a_party_says_is_a_right_answer_or_a_refusal_with_a_name(name: 
         read += 1
         assert type(found.agent) is int
         if name == "trained":
-            assert all(type(one) is int and 0 <= one < messages.MOST for one in (found.steps, found.lived))
-            assert 0 <= found.updates < messages.MOST
+            assert all(type(one) is int and 0 <= one < messages.MAX_COUNT for one in (found.steps, found.lived))
+            assert 0 <= found.updates < messages.MAX_COUNT
             assert all(map(math.isfinite, found.measured.values()))
             assert {part: len(row) for part, row in found.parts.items()} == WIDTHS
             assert all(np.isfinite(row).all() for row in found.parts.values())
-        elif name == "judged":
+        elif name == "evaluated":
             assert math.isfinite(found.value)
         else:
             assert (type(found.layout), type(found.app)) == (int, str)
     assert read > 20
-    assert longest <= messages.SENTENCE
-    expected = {"judged": {"no-number"}, "described": {"no-description"}}
+    assert longest <= messages.MAX_SENTENCE
+    expected = {"evaluated": {"no-number"}, "described": {"no-description"}}
     assert refused >= expected.get(name, {"no-number", "wrong-layout", "wrong-parts"})
 
 
@@ -102,8 +102,8 @@ def test_an_error_has_the_name_that_the_grid_gives_it_and_no_other() -> None:
             assert caught.value.reason == name
 
 
-def test_figures_are_bounded() -> None:
+def test_metrics_are_bounded() -> None:
     for measured in ({str(number): 1.0 for number in range(5000)}, {"x" * 61: 1.0}):
-        given = messages.account([0, LAYOUT, 10, 10, 1], [0, 0, 0], measured) | ARRAYS
-        with pytest.raises(RefusedError, match="figures"):
+        given = messages.work_report([0, LAYOUT, 10, 10, 1], [0, 0, 0], measured) | ARRAYS
+        with pytest.raises(RefusedError, match="metrics"):
             messages.trained(reply(given), WIDTHS, LAYOUT)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from core import registry
 from core.errors import Mistake
 from core.options import build
-from strategies.rules import geometry, robust
-from strategies.rules.geometry import Cloud, network
+from strategies.rules import clipping, diameter, fedpg, geometry, krum, means, medians
+from strategies.rules.geometry import Cloud
+from strategies.rules.kernels import LANES, network
 from strategies.rules.robust import make_rule
 from strategies.rules.rule import RuleConfig, TooFewError, Verdict, needs
 from tests.strategies.rules import slow_rules as slow
@@ -89,7 +90,7 @@ def far_twins(n: int, d: int) -> F32:
 
 def long(n: int, d: int) -> F32:
     """More columns than are looked at in one go."""
-    return random(n, geometry._CHUNK + geometry._LANES + d)
+    return random(n, geometry._CHUNK + LANES + d)
 
 
 PLACES = (random, close, few_numbers, equal, copies, collusion, huge, largest, tiny, two_places, far_twins, long)
@@ -171,7 +172,7 @@ def test_a_rule_after_mixing_is_its_slow_twin(rule: str, place: Callable[[int, i
     mixed, groups = slow.mixing(rows.astype(np.float64).tolist(), f)
     order = bytewise(np.array(mixed, np.float32))
     row, kept = slowly(rule, [mixed[i] for i in order], [1.0] * n, f, 1.0)
-    made = robust.after_mixing(make_rule(config(rule, f, steps=30), n), f)
+    made = means.after_mixing(make_rule(config(rule, f, steps=30), n), f)
     agree(made(rows, np.ones(n)), row, sorted({j for i in kept for j in groups[order[i]]}), spread(rows))
 
 
@@ -202,7 +203,7 @@ def test_the_filter_in_both_regimes(share: float, batch: int, silent: int) -> No
         rows = rows[bytewise(rows)]
         sigma, K = sigma_for(rows, share), len(rows) + silent
         row, kept, regime = slow.fedpg_filter(rows.astype(np.float64).tolist(), K, batch, sigma, 0.6, 0.4)
-        verdict = robust.fedpg_filter(rows, K, batch, sigma)
+        verdict = fedpg.fedpg_filter(rows, K, batch, sigma)
         assert verdict.notes["regime"] == regime
         assert verdict.notes["threshold"] == pytest.approx(2 * sigma * math.sqrt(2 * math.log(2 * K / 0.6) / batch))
         agree(verdict, row or [math.nan] * 4, kept, 1.0)
@@ -211,17 +212,17 @@ def test_the_filter_in_both_regimes(share: float, batch: int, silent: int) -> No
 def test_the_filter_by_hand() -> None:
     # K = 4, delta = 0.6: V = 2 ln(13.33) = 5.1806; B = 16: T = 2 * 0.1 * sqrt(5.1806 / 16) = 0.11381.
     rows = np.array([[0.0], [0.1], [0.05], [9.0]], np.float32)
-    verdict = robust.fedpg_filter(rows, 4, 16, 0.1)
+    verdict = fedpg.fedpg_filter(rows, 4, 16, 0.1)
     assert verdict.notes["threshold"] == pytest.approx(0.11381, abs=1e-5)
     assert (verdict.kept.tolist(), verdict.notes["regime"]) == ([0, 1, 2], 1)
     assert verdict.row[0] == pytest.approx(0.05)
     # Only two of four are near to one another: nobody, and a row that nobody can take for one.
-    apart = robust.fedpg_filter(np.array([[0.0], [0.1], [5.0], [9.0]], np.float32), 4, 16, 0.1)
+    apart = fedpg.fedpg_filter(np.array([[0.0], [0.1], [5.0], [9.0]], np.float32), 4, 16, 0.1)
     assert (apart.kept.tolist(), apart.notes["regime"]) == ([], 0)
     assert np.isnan(apart.row).all()
     # Half of all parties, also of those that are silent.
-    assert robust.fedpg_filter(rows, 6, 16, 0.1).kept.tolist() == []
-    assert robust.fedpg_filter(rows[:0], 6, 16, 0.1).kept.tolist() == []
+    assert fedpg.fedpg_filter(rows, 6, 16, 0.1).kept.tolist() == []
+    assert fedpg.fedpg_filter(rows[:0], 6, 16, 0.1).kept.tolist() == []
 
 
 @pytest.mark.parametrize("rule", GOOD)
@@ -241,7 +242,7 @@ def test_one_row_is_the_result_or_too_few(rule: str) -> None:
     row = random(1, 20)
     if rule in ("krum", "multi-krum", "bulyan"):
         with pytest.raises(TooFewError, match=rf"{rule} needs at least 3 rows .* f = 0 .* 1"):
-            getattr(robust, rule.replace("-", "_"))(row, 0)
+            getattr(krum, rule.replace("-", "_"))(row, 0)
         with pytest.raises(Mistake, match=rf"'{rule}' needs at least 3 parties"):
             make_rule(config(rule, 0), 1)
         return
@@ -274,7 +275,7 @@ def test_what_cannot_be_is_refused_up_front() -> None:
     with pytest.raises(Mistake, match="did you mean 'krum'"):
         config("krumm", 2)
     with pytest.raises(TooFewError, match="at least one row"):
-        robust.mean(random(1, 3)[:0])
+        means.mean(random(1, 3)[:0])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -289,24 +290,24 @@ def test_what_is_not_finite_is_refused(rule: str, bad: float) -> None:
 def test_auto_is_the_weighted_mean_and_a_sigma_that_nobody_measures_is_refused() -> None:
     rows = random(4, 5)
     auto = make_rule(build(RuleConfig, {}), 4)(rows, np.arange(1.0, 5.0))
-    np.testing.assert_array_equal(auto.row, robust.weighted_mean(rows, np.arange(1.0, 5.0)).row)
+    np.testing.assert_array_equal(auto.row, means.weighted_mean(rows, np.arange(1.0, 5.0)).row)
     with pytest.raises(Mistake, match="needs a number"):
         make_rule(build(RuleConfig, {"rule": "fedpg"}), 4)
 
 
 def test_knobs_by_hand() -> None:
     rows = np.array([[0.0], [1.0], [2.0], [3.0], [100.0]], np.float32)
-    assert robust.trimmed_mean(rows, 1).row[0] == 2
-    assert robust.multi_krum(rows, 1, keep=2).kept.tolist() == [1, 2]
-    assert robust.minimum_diameter(rows, 1).notes["diameter"] == 3
-    assert robust.norm_clipping(rows, 1, radius=2).row[0] == pytest.approx((0 + 1 + 2 + 2 + 2) / 5)
+    assert medians.trimmed_mean(rows, 1).row[0] == 2
+    assert krum.multi_krum(rows, 1, keep=2).kept.tolist() == [1, 2]
+    assert diameter.minimum_diameter(rows, 1).notes["diameter"] == 3
+    assert clipping.norm_clipping(rows, 1, radius=2).row[0] == pytest.approx((0 + 1 + 2 + 2 + 2) / 5)
     # From 2, clipped to 1: (-1 - 1 + 0 + 1 + 1) / 5 = 0. From 10 four rows pull down by one and the last one up.
-    assert robust.centered_clipping(rows, 1, radius=1, steps=1).row[0] == 2
+    assert clipping.centered_clipping(rows, 1, radius=1, steps=1).row[0] == 2
     start = np.array([10.0], np.float32)
-    assert robust.centered_clipping(rows, 1, radius=1, steps=2, start=start).row[0] == pytest.approx(10 - 2 * 3 / 5)
-    assert robust.geometric_median(rows, 1).row[0] == pytest.approx(2, abs=1e-4)
+    assert clipping.centered_clipping(rows, 1, radius=1, steps=2, start=start).row[0] == pytest.approx(10 - 2 * 3 / 5)
+    assert medians.geometric_median(rows, 1).row[0] == pytest.approx(2, abs=1e-4)
     # Four rows become the mean of 0, 1, 2 and 3, the liar the mean of itself and three of them.
-    mixed = robust.after_mixing(lambda some, weights: robust.median(some), 1)(rows, np.ones(5))
+    mixed = means.after_mixing(lambda some, weights: medians.median(some), 1)(rows, np.ones(5))
     assert mixed.row[0] == 1.5
 
 
@@ -334,10 +335,10 @@ def test_columns_are_sorted_by_any_network() -> None:
 def test_weights_of_equal_rows_may_come_in_any_order() -> None:
     rows = np.repeat(random(2, 50), 4, axis=0)
     weights = rng(1).uniform(0, 1, 8)
-    first = robust.weighted_mean(rows, weights)
+    first = means.weighted_mean(rows, weights)
     for seed in range(10):
         order = rng(seed).permutation(8)
-        assert robust.weighted_mean(rows[order], weights[order]).row.tobytes() == first.row.tobytes()
+        assert means.weighted_mean(rows[order], weights[order]).row.tobytes() == first.row.tobytes()
 
 
 def test_leaving_out_finds_the_best_of_all_choices() -> None:
@@ -348,4 +349,4 @@ def test_leaving_out_finds_the_best_of_all_choices() -> None:
         rows = rng(seed).integers(0, 4, (n, 1 + seed % 3)).astype(np.float32)
         rows = rows[bytewise(rows)]
         row, kept = slow.minimum_diameter(rows.astype(np.float64).tolist(), f)
-        agree(robust.minimum_diameter(rows, f), row, kept, 1.0)
+        agree(diameter.minimum_diameter(rows, f), row, kept, 1.0)
