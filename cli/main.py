@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -14,16 +14,14 @@ from rich.markup import escape
 from cli.certs import certs
 from cli.demo import demo
 from cli.doctor import doctor
+from cli.evaluate import evaluate
 from cli.keys import conf
-from cli.look import evaluate, plot, table
+from cli.look import plot, table
 from cli.node import check_address, node
 from cli.peer import peer
 from cli.screen import Command, Plugins, Settings, say
 from cli.sweep import sweep
 from core.errors import Failure, Mistake
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     add_completion=False,

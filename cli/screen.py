@@ -69,8 +69,8 @@ def show(summary: dict[str, Any]) -> None:
         say.print()
     rows = []
     for key, value in summary.items():
-        words = (f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}") if isinstance(value, float) else value
-        rows.append((key.replace("_", " "), words))
+        text = short(value) if isinstance(value, float) else value
+        rows.append((key.replace("_", " "), text))
     show_table((), rows, say)
 
 
@@ -138,3 +138,8 @@ def _block(head: Sequence[str], row: Sequence[Text], width: int) -> Iterator[Tex
 
 def _wrapped(words: str, width: int) -> list[str]:
     return textwrap.wrap(words, max(width, 1), break_long_words=False, break_on_hyphens=False)
+
+
+def short(value: float) -> str:
+    """Return a number with one decimal, or with three significant digits where it is small."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"

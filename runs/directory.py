@@ -21,7 +21,7 @@ from core.errors import Failure, Mistake
 from core.rows import Array
 from runs import checkpoints
 
-SAID = "run.log"  # what a run of a sweep prints; it lies there before the run begins
+LOG = "run.log"  # what a run of a sweep prints; it exists before the run begins
 _ROUND = re.compile(r"[0-9]{1,12}")  # as a checkpoint names it
 
 
@@ -44,7 +44,7 @@ class RunDirectory:
             raise Mistake(f"{path} already holds a run; continue it with --resume {path}, or choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if others := sorted(file.name for file in path.iterdir() if file.name != SAID):
+            if others := sorted(file.name for file in path.iterdir() if file.name != LOG):
                 raise Mistake(
                     f"{path} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}): a run "
                     "needs a new or an empty folder, so choose another --out"

@@ -204,11 +204,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         pytest.fail("the work has begun")
 
     for name in (
-        "cli.look.read", "client.session.Session.__init__", "cli.sweep.work", "cli.demo.learn", "runs.links.matrix"
+        "runs.groups.read_runs", "client.session.Session.__init__", "cli.sweep.run_all", "cli.demo.learn",
+        "runs.links.matrix",
     ):  # fmt: skip
         monkeypatch.setattr(name, work)
     if arguments[-1] == "SWEPT":  # what a sweep makes before its first run is no work
-        monkeypatch.setattr("cli.sweep.try_out", lambda configs: None)
+        monkeypatch.setattr("cli.sweep.check_runnable", lambda configs: None)
     conf, run, file, folder, swept = (tmp_path / name for name in ("a.toml", "run", "file", "folder.png", "swept"))
     conf.write_text(CONF)
     file.write_text("x")

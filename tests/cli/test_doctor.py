@@ -16,29 +16,28 @@ import typer
 from packaging.requirements import Requirement
 
 from cli import doctor as module
-from cli.doctor import (
+from cli.doctor import doctor
+from cli.environment import check_docker, check_environment, check_path, exported
+from cli.findings import Finding, failure
+from cli.machine import (
     GIB,
-    Finding,
     check_background,
-    check_box2d,
     check_cores,
     check_disk,
-    check_docker,
-    check_environment,
-    check_extras,
     check_memory,
-    check_packages,
-    check_path,
     check_port,
-    check_python,
     check_strays,
-    doctor,
-    exported,
-    failure,
     holder,
-    installed,
     is_alive,
     is_free,
+)
+from cli.packages import (
+    BOX2D_WORLD,
+    check_box2d,
+    check_extras,
+    check_packages,
+    check_python,
+    installed,
     read_pins,
     with_extras,
 )
@@ -128,7 +127,7 @@ def test_our_own_files_are_read() -> None:
 
 
 def test_box2d_is_tried_in_a_process_of_its_own() -> None:
-    assert check_box2d(failure([sys.executable, "-c", module.WORLD])).verdict == "ok"
+    assert check_box2d(failure([sys.executable, "-c", BOX2D_WORLD])).verdict == "ok"
     why = failure([sys.executable, "-c", "raise ImportError('undefined symbol')"])
     assert check_box2d(why) == Finding("Box2D", "ImportError: undefined symbol", "wrong", check_box2d(why).remedy)
     assert failure([sys.executable, "-c", "import os; os.abort()"]) == "it crashed"
