@@ -1,4 +1,4 @@
-"""Peers leave a directory each; together they are one run, with a row per peer."""
+"""The directories of peers, joined into one run with a row per peer."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from runs import checkpoints
 from runs.directory import RunDirectory
 
 Record = dict[str, Any]
-# Where the directories of peers are, each under its number: those that one command started in the run's own, those of
-# a node in its state.
+# The folder that holds the directories of peers, each under its number. It is in the run's directory for peers that one
+# command started, and in the state of a node for those of the node.
 PEERS = "peers"
-# What counts on from round to round: who was away has what it had.
-GOES_ON = ("steps", "trajectories")
+# Counts that accumulate over rounds: a peer that is away keeps its last count.
+CUMULATIVE = ("steps", "trajectories")
 
 
 def joined(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Record]:
-    """The records of peers as those of one run: lists get an entry per peer, None or 0 where one was away."""
-    known: dict[int, dict[int, Mapping[str, Any]]] = {}
+    """Return the records of one run from those of its peers. Lists have an entry per peer: None or 0 if it was away."""
+    by_round: dict[int, dict[int, Mapping[str, Any]]] = {}
     for records in runs:
         for record in records:
             (peer,) = record["peers"]
-            known.setdefault(record["round"], {})[peer] = record
-    peers = 1 + max((peer for there in known.values() for peer in there), default=-1)
-    found: list[Record] = []
-    for number in sorted(known):
-        found.append(_one(number, known[number], peers, found[-1] if found else {}))
-    return found
+            by_round.setdefault(record["round"], {})[peer] = record
+    peers = 1 + max((peer for present in by_round.values() for peer in present), default=-1)
+    merged: list[Record] = []
+    for number in sorted(by_round):
+        merged.append(_merge(number, by_round[number], peers, merged[-1] if merged else {}))
+    return merged
 
 
-def _one(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before: Mapping[str, Any]) -> Record:
+def _merge(number: int, present: Mapping[int, Mapping[str, Any]], peers: int, before: Mapping[str, Any]) -> Record:
+    """Return the record of one round from those of the peers that were present."""
     record: Record = {"round": number}
-    names = dict.fromkeys(name for one in there.values() for name in one)
+    names = dict.fromkeys(name for one in present.values() for name in one)
     for name in names:
-        values = {peer: one[name] for peer, one in there.items() if name in one}
-        some = next(iter(values.values()))
+        values = {peer: one[name] for peer, one in present.items() if name in one}
+        example = next(iter(values.values()))
         if name in ("round", "peers"):
             continue
-        if isinstance(some, list):
-            away = [0 if isinstance(some[0], int) else None] * peers
-            row = list(before.get(name, away)) if name in GOES_ON else away
+        if isinstance(example, list):
+            absent = [0 if isinstance(example[0], int) else None] * peers
+            row = list(before.get(name, absent)) if name in CUMULATIVE else absent
             for peer, value in values.items():
                 row[peer] = value[0]
             record[name] = row
-        elif isinstance(some, dict):
+        elif isinstance(example, dict):
             total: dict[str, int] = {}
             for value in values.values():
                 for reason, count in value.items():
@@ -59,42 +60,42 @@ def _one(number: int, there: Mapping[int, Mapping[str, Any]], peers: int, before
         elif name.endswith("_s"):
             record[name] = max(value for value in values.values() if value is not None)
         else:
-            record[name] = some
+            record[name] = example
     return record
 
 
 class Together:
-    """The run of peers that are at work: their rounds are written into its directory as they are done."""
+    """The run of several peers: each round is written into its directory when the peers have completed it."""
 
     def __init__(self, directory: RunDirectory, peers: int) -> None:
         self.directory = directory
         self.parts = [RunDirectory(directory.path / PEERS / str(peer)) for peer in range(peers)]
-        self.told = max((record["round"] for record in directory.read_metrics()), default=0)
+        self.done = max((record["round"] for record in directory.read_metrics()), default=0)
         self._read, self._records = [0] * peers, [list[Record]() for _ in range(peers)]
-        # Rounds that the others may be ahead before a round is told without those that have not come to it: in a ring
-        # one whom nobody keeps waiting is ahead of the last by as many rounds as there are links between them.
+        # How many rounds some peers may be ahead before a round is written without the slow ones. In a ring, a peer may
+        # be ahead of another by as many rounds as there are edges between them.
         self.patience = max(8, peers)
 
     def news(self, working: Sequence[bool]) -> list[Record]:
-        """The rounds that have been done since by all peers at work, or by the others long ago."""
+        """Return the rounds completed since the last call: by all active peers, or long ago by the faster ones."""
         for peer in range(len(self.parts)):
             self._catch_up(peer)
         rounds = [max((record["round"] for record in one), default=0) for one in self._records]
         furthest = max(rounds)
-        last = min((number for number, at_work in zip(rounds, working, strict=True) if at_work), default=furthest)
+        last = min((number for number, works in zip(rounds, working, strict=True) if works), default=furthest)
         last = max(last, furthest - self.patience)
-        if last <= self.told:
+        if last <= self.done:
             return []
-        new = [record for record in joined(self._records) if self.told < record["round"] <= last]
+        new = [record for record in joined(self._records) if self.done < record["round"] <= last]
         for record in new:
             self.directory.log(record)
-        self.told = last
-        # What was told is not needed again, but for the steps of those who are away.
+        self.done = last
+        # Written records are not needed again, except for the counts of peers that are away.
         self._records = [one[-self.patience - 1 :] for one in self._records]
         return new
 
     def _catch_up(self, peer: int) -> None:
-        """Read what a peer has written since; from the beginning where it was begun anew."""
+        """Read what a peer has written since the last call; from the beginning if its file has become shorter."""
         metrics = self.parts[peer].metrics
         if not metrics.exists():
             return
@@ -109,17 +110,17 @@ class Together:
 
 
 def save_weights(directory: RunDirectory, parts: Sequence[RunDirectory]) -> list[int]:
-    """Leave the weights that peers have left, a row each; returns who left none."""
+    """Save the weights of all peers, a row each; returns the peers that have saved none."""
     rows: list[dict[str, Array]] = []
     about: dict[str, Any] = {}
-    without = []
+    missing = []
     for peer, part in enumerate(parts):
         try:
             learned, about = checkpoints.load(part.weights)
             rows.append(learned)
         except (Mistake, Failure):
-            without.append(peer)
-    if rows and not without:
+            missing.append(peer)
+    if rows and not missing:
         learned = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         checkpoints.save(directory.weights, learned, about)
-    return without
+    return missing

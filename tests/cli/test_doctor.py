@@ -42,7 +42,7 @@ from cli.packages import (
     with_extras,
 )
 from core.errors import Failure
-from flower.launch import LOCAL_LOG, background
+from flower.launch import LOCAL_LOG, background, wait
 
 PROJECT = {
     "version": "0.1.0",
@@ -214,6 +214,8 @@ def test_a_local_superlink_is_found_among_the_processes(tmp_path: Path) -> None:
     ]
     with subprocess.Popen([sys.executable, "-c", "input()", *words], env=WANTED, stdin=subprocess.PIPE) as process:
         try:
+            # The command line of a process that has just begun may still be empty.
+            assert wait(lambda: process.pid in background(), 10)
             assert background()[process.pid].items() >= WANTED.items()
         finally:
             process.kill()

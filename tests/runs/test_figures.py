@@ -86,7 +86,7 @@ def test_seconds_and_trajectories():
     np.testing.assert_array_equal(figures.positions(records, "wall"), [0.5, 1.5, 2.5])
     # An agent that was not heard of stands where it stood, at first at nothing.
     np.testing.assert_array_equal(figures.positions(records, "trajectories"), [1, 3.5, 4.5])
-    with pytest.raises(Mistake, match="measured no 'trajectories'"):
+    with pytest.raises(Mistake, match="has no metric 'trajectories'"):
         figures.positions([record(1, [0.0])], "trajectories")
 
 
