@@ -41,7 +41,6 @@ def demo(
     from runs.config import from_user
     from runs.directory import read_toml
     from runs.figures import curve
-    from runs.ledger import over_rounds
 
     changes = [f"seed={seed}", *([f"attack.kind={attack}"] if attack is not None else []), *(settings or [])]
     config = from_user(override(read_toml(CONF), changes))
@@ -53,31 +52,36 @@ def demo(
     attackers = [agent for agent in range(config.agents) if not plan.honest(agent)]
     names = ", ".join(map(str, attackers)) or "none"
     announce(f"{config.agents} agents learn {config.world.id}; attackers: {names} ({config.attack.kind})")
-    filtered = learn(config, folder / "filter", "with the filter")
-    plain = learn(
-        replace(config, federation=replace(config.federation, rule="mean")), folder / "mean", "without the filter"
-    )
+    mean = replace(config, federation=replace(config.federation, rule="mean"))
+    filtered, plain = learn(config, folder / "filter", WITH), learn(mean, folder / "mean", WITHOUT)
     picture = folder / "curves.png"
-    curves = {
-        "with the filter": curve([filtered], x="trajectories"),
-        "without the filter": curve([plain], x="trajectories"),
-    }
+    curves = {WITH: curve([filtered], x="trajectories"), WITHOUT: curve([plain], x="trajectories")}
     plots.draw(picture, curves, f"attackers {names} of {config.agents} agents: {config.attack.kind}", x="trajectories")
+    show_results(filtered, plain, attackers)
     console = Console(highlight=False)
-    show_table(("agent", "role", "kept by the filter"), kept_rounds(filtered, attackers))
-    figures = over_rounds(filtered)
-    meanings = {
-        "precision": "of the dropped replies came from attackers",
-        "recall": "of the attackers' replies were dropped",
-    }
-    for name in (name for name in meanings if name in figures):
-        console.print(f"{name} {figures[name]:.2f}: {figures[name]:.0%} {meanings[name]}")
-    for title, records in (("with the filter", filtered), ("without the filter", plain)):
-        console.print(f"return {title}: {late_return(records):.0f} (mean of the last {INTERVAL} rounds)")
     console.print(f"learning curves: {picture}", soft_wrap=True)
     console.print(NEXT, soft_wrap=True, markup=False)
 
 
+def show_results(filtered: Records, plain: Records, attackers: Sequence[int]) -> None:
+    """Print which agents the filter kept, how well it found the attackers, and the returns of both runs."""
+    from runs.ledger import over_rounds
+
+    console = Console(highlight=False)
+    show_table(("agent", "role", "kept by the filter"), kept_rounds(filtered, attackers))
+    shares = over_rounds(filtered)
+    for name, meaning in MEANINGS.items():
+        if name in shares:
+            console.print(f"{name} {shares[name]:.2f}: {shares[name]:.0%} {meaning}")
+    for title, records in ((WITH, filtered), (WITHOUT, plain)):
+        console.print(f"return {title}: {late_return(records):.0f} (mean of the last {INTERVAL} rounds)")
+
+
+WITH, WITHOUT = "with the filter", "without the filter"
+MEANINGS = {
+    "precision": "of the dropped rows came from attackers",
+    "recall": "of the attackers' rows were dropped",
+}
 NEXT = """What to try next:
   another attack           fedrl demo --attack sign-flip    (`fedrl conf attack.kind` lists them)
   your own conf            cp conf/fedpg_demo.toml my.toml, edit it, then fedrl run my.toml --set federation.rule=krum

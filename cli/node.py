@@ -5,16 +5,20 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from cli.screen import Plugins
 from core.errors import Failure, Mistake
+
+if TYPE_CHECKING:
+    from gossip.member import Door
 
 
 def node(
@@ -80,80 +84,122 @@ def node(
     if bool(agents) == (claim is not None):
         raise Mistake("give the agents that this node hosts, either by --agents or by --claim")
     numbers = parse_agents(agents) if agents else []
-    if insecure and root_certificates is not None:
-        raise Mistake("--insecure is plain text, and --root-certificates is for TLS: remove one of them")
-    if root_certificates is not None and not root_certificates.is_file():
-        raise Mistake(f"--root-certificates: there is no file {root_certificates}")
-    check_address("--superlink", superlink, 9092)
-    if (listen or certificates is not None) and not peers:
-        raise Mistake("--listen and --certificates are for agents that other nodes reach: add --peers HOST")
-    if certificates is not None and not certificates.is_dir():
-        raise Mistake(f"--certificates: there is no folder {certificates}")
-
+    check_superlink(superlink, insecure, root_certificates)
+    check_folders(peers, listen, certificates)
     if attack:
-        from attacks.plan import schedules
-
-        by_agent = schedules(attack, "--attack")
-        if set(by_agent) != {None}:
-            raise Mistake("--attack is the attack of all agents of this node: start another node for other attacks")
-        if set(by_agent[None].values()) == {"none"}:
-            raise Mistake(f"--attack is '{attack}', which is no attack: name one, or remove --attack")
+        check_attack(attack)
         console.print(f"these agents attack: {attack}", markup=False)
 
-    # These imports take seconds, so all options were checked before.
-    from cli.seats import claimed
+    # These imports take seconds, so the options were checked before.
     from client.client_app import snapshots
     from client.node import Node
     from client.party import run_name
     from core import modules, registry
     from flower.fleet import Address, Key
-    from gossip.member import Door, make_party
-    from strategies.messages import is_address
+    from gossip.member import make_party
 
-    for option, text in (("--peers", peers), ("--listen", listen)):
-        if text and not is_address(text if door(text, 0) == text else f"{text}:1"):
-            raise Mistake(f"{option} must be HOST or HOST:PORT, such as 10.0.0.5:9500, not '{text}'")
+    check_doors(peers, listen)
     if worlds:
         modules.look_in(Path.cwd())
     plugins = list(plugin or ())
     registry.load(plugins)
     folder = state or snapshots()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Mistake(f"--state: {folder} cannot be created: {error.strerror}") from None
-    with ExitStack() as held:
-        if claim is not None:
-            numbers = [held.enter_context(claimed(claim, folder))]
-        doors = {
-            number: Door(door(peers, at), listen and door(listen, at), certificates, insecure)
-            for at, number in enumerate(numbers)
-            if peers
-        }
-        for number, one in doors.items():
-            one.check()
-            check_port(f"agent {number}", one.listen or one.address)
-            one.tls(number)
-        keys = [Key.read(path) for path in key_files(key, numbers)] if key is not None else []
+    create(folder)
+    with claimed_numbers(claim, folder, numbers) as numbers:
+        make = partial(
+            make_party,
+            attack=attack,
+            modules=[name.strip() for name in worlds.split(",")],
+            doors=doors(numbers, peers, listen, certificates, insecure),
+            plugins=plugins,
+        )
         Node(
             Address(superlink, insecure, root_certificates, max_message_mb * 2**20),
             numbers,
-            partial(
-                make_party,
-                attack=attack,
-                modules=[name.strip() for name in worlds.split(",")],
-                doors=doors,
-                plugins=plugins,
-            ),
+            make,
             run_name,
             folder,
-            keys,
+            [Key.read(path) for path in key_files(key, numbers)] if key is not None else [],
             give_up=give_up,
             grace=grace,
             alive=alive,
             say=lambda line: console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True),
             debug="--debug" in sys.argv,
         ).serve()
+
+
+def check_superlink(superlink: str, insecure: bool, root_certificates: Path | None) -> None:
+    """Refuse an address or certificates with which no SuperLink can be reached."""
+    if insecure and root_certificates is not None:
+        raise Mistake("--insecure is plain text, and --root-certificates is for TLS: remove one of them")
+    if root_certificates is not None and not root_certificates.is_file():
+        raise Mistake(f"--root-certificates: there is no file {root_certificates}")
+    check_address("--superlink", superlink, 9092)
+
+
+def check_folders(peers: str, listen: str, certificates: Path | None) -> None:
+    """Refuse options for agents that other nodes reach, where there are none or no such folder."""
+    if (listen or certificates is not None) and not peers:
+        raise Mistake("--listen and --certificates are for agents that other nodes reach: add --peers HOST")
+    if certificates is not None and not certificates.is_dir():
+        raise Mistake(f"--certificates: there is no folder {certificates}")
+
+
+def check_attack(attack: str) -> None:
+    """Refuse a text that is not one attack, or one schedule of attacks, for all agents of the node."""
+    from attacks.plan import schedules
+
+    by_agent = schedules(attack, "--attack")
+    if set(by_agent) != {None}:
+        raise Mistake("--attack is the attack of all agents of this node: start another node for other attacks")
+    if set(by_agent[None].values()) == {"none"}:
+        raise Mistake(f"--attack is '{attack}', which is no attack: name one, or remove --attack")
+
+
+def check_doors(peers: str, listen: str) -> None:
+    """Refuse addresses of agents that are neither HOST nor HOST:PORT."""
+    from strategies.messages import is_address
+
+    for option, text in (("--peers", peers), ("--listen", listen)):
+        if text and not is_address(text if door(text, 0) == text else f"{text}:1"):
+            raise Mistake(f"{option} must be HOST or HOST:PORT, such as 10.0.0.5:9500, not '{text}'")
+
+
+def create(folder: Path) -> None:
+    """Create the folder in which agents are saved."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"--state: {folder} cannot be created: {error.strerror}") from None
+
+
+@contextmanager
+def claimed_numbers(claim: Path | None, state: Path, numbers: list[int]) -> Iterator[list[int]]:
+    """Yield the numbers of the node's agents: those given, or the one that it claims in a shared folder."""
+    if claim is None:
+        yield numbers
+        return
+    from cli.seats import claimed
+
+    with claimed(claim, state) as number:
+        yield [number]
+
+
+def doors(numbers: list[int], peers: str, listen: str, certificates: Path | None, insecure: bool) -> dict[int, Door]:
+    """Return where each agent is reached by other nodes; empty where none is. Refuses ports that are in use."""
+    from gossip.member import Door
+
+    if not peers:
+        return {}
+    by_agent = {
+        number: Door(door(peers, place), listen and door(listen, place), certificates, insecure)
+        for place, number in enumerate(numbers)
+    }
+    for number, one in by_agent.items():
+        one.check()
+        check_port(f"agent {number}", one.listen or one.address)
+        one.tls(number)
+    return by_agent
 
 
 def check_address(option: str, text: str, usual: int) -> None:
