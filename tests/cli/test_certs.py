@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"ca.key cannot be read: No such file"):
         make(tmp_path)
     (tmp_path / "ca.key").write_text("no key")
-    with pytest.raises(Mistake, match="is not in PEM, or has a password"):
+    with pytest.raises(Mistake, match="is not in PEM format, or needs a password"):
         make(tmp_path)
 
 

@@ -179,7 +179,7 @@ def test_metrics_that_are_none_are_refused_in_a_sentence(tmp_path, content):
     run = RunDirectory.create(tmp_path / "run", {})
     run.metrics.unlink()
     os.mkfifo(run.metrics) if content is None else run.metrics.write_bytes(content)
-    with pytest.raises(Mistake, match=r"metrics\.jsonl (is not of a run|cannot be read)"):
+    with pytest.raises(Mistake, match=r"metrics\.jsonl (is not the metrics of a run|cannot be read)"):
         run.read_metrics()
 
 
