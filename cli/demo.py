@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 CONF = Path(__file__).parents[1] / "conf" / "fedpg_demo.toml"
 # Outside a terminal, only every tenth round prints a line.
 INTERVAL = 10
+WITH, WITHOUT = "with the filter", "without the filter"
+MEANINGS = {
+    "precision": "of the dropped rows came from attackers",
+    "recall": "of the attackers' rows were dropped",
+}
 
 Records = Sequence[dict[str, Any]]
 
@@ -77,11 +82,6 @@ def show_results(filtered: Records, plain: Records, attackers: Sequence[int]) ->
         console.print(f"return {title}: {late_return(records):.0f} (mean of the last {INTERVAL} rounds)")
 
 
-WITH, WITHOUT = "with the filter", "without the filter"
-MEANINGS = {
-    "precision": "of the dropped rows came from attackers",
-    "recall": "of the attackers' rows were dropped",
-}
 NEXT = """What to try next:
   another attack           fedrl demo --attack sign-flip    (`fedrl conf attack.kind` lists them)
   your own conf            cp conf/fedpg_demo.toml my.toml, edit it, then fedrl run my.toml --set federation.rule=krum

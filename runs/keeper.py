@@ -13,7 +13,7 @@ from runs.directory import RunDirectory
 
 
 class Kept(Protocol):
-    """What the keeper needs of a run."""
+    """A run, as the keeper uses it."""
 
     def learned(self) -> dict[str, Array]:
         """Return the weights: one row for all agents, or a row per agent where each has its own; nothing where agents
