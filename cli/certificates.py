@@ -1,6 +1,6 @@
-"""Certificates and keys of a deployment: an authority of one's own, what it vouches for, and the keys of nodes.
+"""Certificates and keys of a deployment: a certificate authority, the certificates that it signs, and node keys.
 
-Elliptic curves throughout (P-256): a signature costs 0.1 ms. Private keys are readable by their owner only.
+All keys are on the elliptic curve P-256: a signature costs 0.1 ms. Only their owner can read private keys.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from core.errors import Failure, Mistake
 
 AUTHORITY_DAYS = 3650
-SKEW = timedelta(hours=1)  # clocks that are a little behind take a certificate at once
+SKEW = timedelta(hours=1)  # accept a new certificate at once on machines whose clock is a little behind
 
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority: whoever trusts ``certificate`` trusts what ``key`` signed."""
+    """A certificate authority: trusting ``certificate`` means trusting whatever ``key`` has signed."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
     @classmethod
     def make(cls, folder: Path) -> Authority:
-        """A new one, as ca.pem and ca.key."""
+        """Create an authority, as ca.pem and ca.key."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedrl CA {secrets.token_hex(4)}")])
         authority = cls(_signed(name, key.public_key(), name, key, None, timedelta(days=AUTHORITY_DAYS)), key)
@@ -51,11 +51,11 @@ class Authority:
 
     @classmethod
     def read(cls, folder: Path) -> Authority:
-        """The one that ``make`` left, or one's own: the same two files."""
+        """Read an authority from ca.pem and ca.key, which ``make`` or the user wrote."""
         return cls(*_pair(folder / "ca"))
 
     def issue(self, path: Path, names: Sequence[str], lifetime: timedelta) -> None:
-        """A certificate for whoever answers to these names and addresses, as PATH.pem, and its key, as PATH.key."""
+        """Write a certificate for these names and addresses, as PATH.pem, and its key, as PATH.key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
         signed = _signed(subject, key.public_key(), self.certificate.subject, self.key, names, lifetime)
@@ -63,20 +63,20 @@ class Authority:
         _write(path.with_name(f"{path.name}.pem"), signed.public_bytes(Encoding.PEM))
 
     def unfit(self, path: Path, names: Iterable[str]) -> str:
-        """Why the certificate PATH.pem is not one of ours that serves for these names; empty where it is."""
+        """Return why the certificate PATH.pem is not valid for these names; empty if it is."""
         certificate, _ = _pair(path)
         try:
             certificate.verify_directly_issued_by(self.certificate)
         except (ValueError, TypeError, InvalidSignature):
             return "was signed by another authority"
         if datetime.now(UTC) > certificate.not_valid_after_utc:
-            return f"ended on {certificate.not_valid_after_utc:%d %B %Y}"
+            return f"expired on {certificate.not_valid_after_utc:%d %B %Y}"
         missing = [name for name in names if general_name(name) not in _alternatives(certificate)]
         return f"is not for {', '.join(missing)}" if missing else ""
 
 
 def node_key(path: Path) -> None:
-    """A key that a node is known by: PATH as ssh-keygen writes it, and PATH.pub to be registered."""
+    """Write the key of a node: PATH in the format of ssh-keygen, and PATH.pub to be registered."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), private=True)
@@ -84,19 +84,19 @@ def node_key(path: Path) -> None:
 
 
 def general_name(name: str) -> x509.GeneralName:
-    """A name or an address, as a certificate has it."""
+    """Return a host name or an IP address in the form that a certificate holds."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         pass
     labels = name.removeprefix("*.").split(".")
     if not name.isascii() or not all(label.replace("-", "").isalnum() for label in labels):
-        raise Mistake(f"'{name}' is neither the name of a machine nor an address")
+        raise Mistake(f"'{name}' is neither a host name nor an IP address")
     return x509.DNSName(name)
 
 
 def _pair(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """PATH.pem and PATH.key, which belong together."""
+    """Return the certificate PATH.pem and its key PATH.key; refuses files that do not belong together."""
     pem, secret = (path.with_name(path.name + suffix) for suffix in (".pem", ".key"))
     try:
         certificate = x509.load_pem_x509_certificate(pem.read_bytes())
@@ -104,9 +104,9 @@ def _pair(path: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     except OSError as error:
         raise Mistake(f"{error.filename} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise Mistake(f"{pem} or {secret} is not in PEM, or has a password") from None
+        raise Mistake(f"{pem} or {secret} is not in PEM format, or needs a password") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        raise Mistake(f"{secret} is not the key of {pem}, one of an elliptic curve")
+        raise Mistake(f"{secret} is not the key of {pem}, or not an elliptic-curve key")
     return certificate, key
 
 
@@ -118,7 +118,7 @@ def _signed(
     names: Sequence[str] | None,
     lifetime: timedelta,
 ) -> x509.Certificate:
-    """A certificate; of an authority where there are no names."""
+    """Return a signed certificate; that of an authority if ``names`` is None."""
     now, authority = datetime.now(UTC), names is None
     builder = (
         x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number())
@@ -133,7 +133,7 @@ def _signed(
         )
     )
     if names is not None:
-        both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]  # a peer is both
+        both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]  # a peer is server and client
         builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
         builder = builder.add_extension(
             x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False
@@ -160,7 +160,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Beside, then into place: never half a key, and never one that others could read for a moment."""
+    """Write a file beside and move it into place: it is never incomplete, and a key is never readable by others."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""``fedrl conf``: every key that a conf may hold."""
+"""``fedrl conf``: list the keys that a conf may hold."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from core.errors import Mistake
 
 
 def conf(
-    prefix: Annotated[str, typer.Argument(help="Only the keys that begin so, such as ppo.")] = "",
+    prefix: Annotated[str, typer.Argument(help="Show only keys that begin with this, such as ppo.")] = "",
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the keys as one JSON array.")] = False,
 ) -> None:
-    """Every key that a conf may hold: its default, its range, its sentence."""
+    """List the keys that a conf may hold, each with its default, its range and its meaning."""
     from core import modules, registry
     from core.options import keys
     from runs.config import assembled
@@ -27,7 +27,7 @@ def conf(
     registry.load([*registry.installed(), *(plugin or ())])
     found = [key for key in keys(assembled()) if key.name.startswith(prefix)]
     if not found:
-        raise Mistake(f"no key begins with '{prefix}'")
+        raise Mistake(f"no key begins with '{prefix}': `fedrl conf` lists all keys")
     if as_json:
         print(json.dumps([asdict(key) for key in found]))
         return
@@ -36,7 +36,7 @@ def conf(
 
 
 def written(default: Any) -> str:
-    """A default as ``--set`` takes it."""
+    """Return a default as ``--set`` takes it."""
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):

@@ -1,4 +1,4 @@
-"""``fedrl peer``: one party of a network without a server."""
+"""``fedrl peer``: one peer of a network without a server."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from core.errors import Mistake
 
 def peer(
     conf: Annotated[
-        Path, typer.Argument(help="The TOML file that all peers share; its table gossip.roster has their addresses.")
+        Path, typer.Argument(help="The TOML file that all peers share; its table gossip.roster holds their addresses.")
     ],
-    number: Annotated[int, typer.Option("--id", help="Which peer of the roster this is.", min=0)],
-    listen: Annotated[str, typer.Option(help="HOST:PORT to serve at; its address in the roster otherwise.")] = "",
+    number: Annotated[int, typer.Option("--id", help="The number of this peer in the roster.", min=0)],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to listen at (default: its address in the roster).")] = "",
     settings: Settings = None,
     plugin: Plugins = None,
     out: Annotated[
-        Path | None, typer.Option(help="Its run's directory, in which it goes on when it comes again; out/CONF/peer-K.")
+        Path | None,
+        typer.Option(
+            help="The directory of its run, where it also continues after a restart (default: out/CONF/peer-K)."
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Plain text beyond this machine: for a private line.")
+        bool, typer.Option("--insecure", help="Allow plain text to other machines: only for a private network.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
-    """Learn among peers until the rounds are done, or SIGTERM; what is learned is saved, and peers may come again."""
-    from cli.screen import show, teller
+    """Learn among peers until the last round or SIGTERM. Weights are saved, and a peer may leave and come back."""
+    from cli.screen import round_printer, show
     from core import modules
     from fedrl import running
     from gossip.peer import peer as serve
@@ -46,7 +49,7 @@ def peer(
     refuse(config, number)
     addresses = roster(config)
     if listen and not is_address(listen):
-        raise Mistake(f"--listen is HOST:PORT, such as 0.0.0.0:9500, not '{listen}'")
+        raise Mistake(f"--listen must be HOST:PORT, such as 0.0.0.0:9500, not '{listen}'")
     check_port(f"peer {number}", listen or addresses[number])
     trackers.check(config.wandb)
     path = out or Path("out") / conf.stem / f"peer-{number}"
@@ -55,8 +58,8 @@ def peer(
         done = max((record["round"] for record in directory.read_metrics()), default=0)
         if done >= config.rounds:
             raise Mistake(
-                f"peer {number} has done its {done} rounds in {path}: to go on, give all peers a later end (--set "
-                f"rounds=N, N above {config.rounds}), or choose another --out for another run"
+                f"peer {number} has finished its {done} rounds in {path}: to continue, give all peers a later end "
+                f"(--set rounds=N, N above {config.rounds}), or start another run with another --out"
             )
         directory.write_conf(written(config))
         directory.go_on()
@@ -64,20 +67,20 @@ def peer(
         directory = RunDirectory.create(path, written(config))
         directory.keep_folders(modules.folders())
 
-    def tell_people(words: str) -> None:
-        directory.note(words)
-        announce(f"{time.strftime('%H:%M:%S')} {words}")
+    def report(text: str) -> None:
+        directory.note(text)
+        announce(f"{time.strftime('%H:%M:%S')} {text}")
 
-    for words in notes:
-        tell_people(words)
+    for note in notes:
+        report(note)
     with interruptible() as stop:
         summary = serve(
-            config, number, listen, directory, insecure=insecure, tell=teller(config), say=tell_people, stop=stop
+            config, number, listen, directory, insecure=insecure, tell=round_printer(config), say=report, stop=stop
         )
     if as_json:
         print(json.dumps(summary))
     else:
         show(summary)
     if summary["interrupted"]:
-        say.print(f"left before the end; the same command goes on in {path}", soft_wrap=True)
+        say.print(f"stopped before the end; the same command continues in {path}", soft_wrap=True)
         raise typer.Exit(130)

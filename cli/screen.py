@@ -1,4 +1,4 @@
-"""What a person sees: a live line while a run goes on, a table at its end."""
+"""Output for people: a live line during a run, tables at its end."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ from typer.models import ArgumentInfo
 if TYPE_CHECKING:
     from runs.config import RunConfig
 
-# Words for people go to stderr, so that --json leaves stdout to one JSON object.
+# Messages go to stderr, so that --json leaves stdout to one JSON object.
 say = Console(stderr=True, highlight=False)
 
 Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", help="A module that registers things of your own; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--plugin", help="A Python module that registers your own agents, strategies, rules, ...; may be repeated."
+    ),
 ]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value put over the conf; may be repeated.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value that replaces a value of the conf; may be repeated.")
+]
 
 
 class Command(TyperCommand):
-    """A command whose positional arguments have their help text.
+    """A command that shows the help texts of its positional arguments.
 
-    typer 0.20 sets the text before it calls click, and click 8.5 then overwrites it with None.
+    typer 0.20 sets such a text before it calls click, and click 8.5 then overwrites it with None.
     """
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         hints = get_type_hints(self.callback, include_extras=True)
         for parameter in self.params:
             if isinstance(parameter, TyperArgument):
-                (about,) = (one for one in get_args(hints[str(parameter.name)]) if isinstance(one, ArgumentInfo))
-                parameter.help = about.help
+                (info,) = (one for one in get_args(hints[str(parameter.name)]) if isinstance(one, ArgumentInfo))
+                parameter.help = info.help
 
 
-def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
-    """Prints a line per round: one live line on a terminal, plain lines elsewhere."""
-
+def round_printer(config: RunConfig) -> Callable[[dict[str, Any]], None]:
+    """Return what prints a round: one live line on a terminal, a line per round elsewhere."""
     from runs.report import describe
 
     reported = config.engine != "local"
@@ -50,17 +54,17 @@ def teller(config: RunConfig) -> Callable[[dict[str, Any]], None]:
 
 
 def live(line: str) -> None:
-    """On a terminal over the line before, elsewhere below it."""
+    """Print a line: over the previous one on a terminal, below it elsewhere."""
     if say.is_terminal:
-        # Spaces wipe what a longer line left.
+        # Spaces overwrite the rest of a longer line.
         say.print(f"{line:<{say.width - 1}}", end="\r", overflow="ellipsis", no_wrap=True)
     else:
         say.print(line, soft_wrap=True)
 
 
-def announce(words: str) -> None:
-    """What happened besides rounds."""
-    say.print(words, markup=False, soft_wrap=True)
+def announce(text: str) -> None:
+    """Print a message about anything but a round."""
+    say.print(text, markup=False, soft_wrap=True)
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -69,8 +73,8 @@ def show(summary: dict[str, Any]) -> None:
         say.print()
     rows = []
     for key, value in summary.items():
-        words = (f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}") if isinstance(value, float) else value
-        rows.append((key.replace("_", " "), words))
+        text = short(value) if isinstance(value, float) else value
+        rows.append((key.replace("_", " "), text))
     show_table((), rows, say)
 
 
@@ -104,13 +108,13 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], to: Consol
 
 
 def _cell(value: object) -> Text:
-    """A value on one line: what is between two columns is not within one."""
+    """Return a value as a cell: one line, in which no two spaces meet, as these separate columns."""
     text = value if isinstance(value, Text) else Text("" if value is None else str(value))
     return Text(" ".join(text.plain.split()) or "-", text.style)
 
 
 def _narrowed(widths: list[int], longest_words: list[int], room: int) -> list[int]:
-    """Take from the widest columns until all fit into the room, or none can be narrower."""
+    """Return narrower widths: the widest columns shrink until all fit, or none can shrink."""
     widths = list(widths)
     while sum(widths) > room:
         wide = [column for column, width in enumerate(widths) if width > longest_words[column]]
@@ -121,7 +125,7 @@ def _narrowed(widths: list[int], longest_words: list[int], room: int) -> list[in
 
 
 def _lines(row: Sequence[Text], widths: Sequence[int]) -> Iterator[Text]:
-    """The lines of a row; one where no cell is wider than its column."""
+    """Yield the lines of a row: one if no cell is wider than its column."""
     parts = [_wrapped(cell.plain, width) for cell, width in zip(row, widths, strict=True)]
     for line in zip_longest(*parts, fillvalue=""):
         cells = zip(line, row, widths, strict=True)
@@ -129,12 +133,17 @@ def _lines(row: Sequence[Text], widths: Sequence[int]) -> Iterator[Text]:
 
 
 def _block(head: Sequence[str], row: Sequence[Text], width: int) -> Iterator[Text]:
-    """A row on a terminal that is too narrow for it: its first cell, and below it a line per further cell."""
+    """Yield a row for a terminal that is too narrow for it: its first cell, and a line per further cell."""
     yield Text(row[0].plain, "bold")
     for name, cell in zip(head[1:], row[1:], strict=True):
         for part in _wrapped(f"{name}: {cell.plain}".removeprefix(": "), width - len(GAP)):
             yield Text(GAP + part, cell.style)
 
 
-def _wrapped(words: str, width: int) -> list[str]:
-    return textwrap.wrap(words, max(width, 1), break_long_words=False, break_on_hyphens=False)
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False)
+
+
+def short(value: float) -> str:
+    """Return a number with one decimal, or with three significant digits where it is small."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"

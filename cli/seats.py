@@ -1,7 +1,7 @@
-"""Which agent a node is, where nodes are started alike: the lowest number that nobody else holds.
+"""The agent of a node, where all nodes start with the same command: the lowest number that no other node holds.
 
-A number is held by a lock on a file in a folder that all of them see. The system lets go of it when its holder ends,
-however it ends. Whoever comes back asks for the number it had before: its state is that agent's.
+A node holds a number by a lock on a file in a folder that all nodes share. The system releases the lock when the node
+ends, however it ends. A node that returns asks for its previous number first, since its state is that agent's.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MOST = 1000
 
 @contextmanager
 def claimed(folder: Path, state: Path) -> Iterator[int]:
-    """An agent's number, held until the end of the block and remembered in ``state``."""
-    memory = state / "agent"
+    """Yield an agent's number: locked until the end of the block, and remembered in ``state``."""
+    previous = state / "agent"
     before: list[int] = []
     with suppress(OSError, ValueError):
-        before = [number for number in [int(memory.read_text())] if 0 <= number < MOST]
+        before = [number for number in [int(previous.read_text())] if 0 <= number < MOST]
     for number in [*before, *range(MOST)]:
         try:
             file = (folder / f"agent-{number}").open("a")
@@ -33,7 +33,7 @@ def claimed(folder: Path, state: Path) -> Iterator[int]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            memory.write_text(f"{number}\n")
+            previous.write_text(f"{number}\n")
             yield number
             return
-    raise Failure(f"all {MOST} numbers in {folder} are held")
+    raise Failure(f"all {MOST} numbers in {folder} are held by other nodes")

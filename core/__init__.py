@@ -1,1 +1,1 @@
-"""What every room stands on: configuration, randomness, rows of state, files. Imports nothing of ours."""
+"""The foundation of all rooms: errors, options, the registry, randomness, rows of state. Imports nothing of ours."""

@@ -1,9 +1,9 @@
-"""The two ways a run can end badly. The command line prints either as one sentence."""
+"""The two kinds of errors for users. The command line prints either as one sentence."""
 
 
 class Mistake(ValueError):
-    """Something the user can mend: says what was wrong, what is allowed, what to do. Exit code 2."""
+    """An error that the user can correct. The message says what is wrong, what is allowed, what to do. Exit code 2."""
 
 
 class Failure(RuntimeError):
-    """Something that went wrong outside: a disk, a port, a peer. Exit code 1."""
+    """A problem outside of fedrl: a disk, a port, a peer. Exit code 1."""

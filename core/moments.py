@@ -1,7 +1,7 @@
-"""Running mean and variance per agent, in two stretches: what came from the federation, and what was seen since.
+"""Running mean and variance per agent, in two samples: what the federation shares, and what was seen since.
 
-What travels is what was seen since the last exchange. Merging adds it up by the parallel-variance formula (Chan 1979),
-so nothing is counted twice and nothing is averaged that is not an average.
+Agents send only what they have seen since the last exchange. Samples are merged by the parallel-variance formula
+(Chan 1979), so that nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ F64 = NDArray[np.float64]
 
 
 def merged(a: F64, b: F64) -> F64:
-    """Moments (..., 1 + 2w) = (count, mean, M2) of two samples together.
+    """Return the moments (..., 1 + 2w) = (count, mean, M2) of the union of two samples.
 
     n = na + nb;  d = mb - ma;  m = ma + d nb / n;  M2 = M2a + M2b + d^2 na nb / n.
     """
@@ -30,7 +30,7 @@ def merged(a: F64, b: F64) -> F64:
 
 
 def measured(x: NDArray[np.floating]) -> F64:
-    """The moments of samples (K, samples, w)."""
+    """Return the moments of samples (K, samples, w)."""
     mean = x.mean(axis=1, dtype=np.float64)
     m2 = ((x - mean[:, None]) ** 2).sum(axis=1, dtype=np.float64)
     return np.concatenate([np.full((len(x), 1), float(x.shape[1])), mean, m2], axis=1)
@@ -47,11 +47,11 @@ class Moments(Rows):
         self.seen: F64 = np.zeros((agents, 1 + 2 * width))
 
     def add(self, x: NDArray[np.floating]) -> None:
-        """Samples (K, samples, w) of each agent."""
+        """Add samples (K, samples, w), some of each agent."""
         self.seen[...] = merged(self.seen, measured(x))
 
     def take_over(self, shared: F64) -> None:
-        """What the federation knows by now, this agent's own share included: begin a new stretch."""
+        """Replace the shared moments, which include what this agent has sent, and begin a new sample."""
         self.shared[...] = shared
         self.seen[...] = 0.0
 
@@ -61,8 +61,8 @@ class Moments(Rows):
 
     @property
     def std(self) -> F64:
-        """Population standard deviation; 1 before anything was seen."""
-        all_ = merged(self.shared, self.seen)
-        count = all_[:, :1]
-        spread = np.sqrt(all_[:, 1 + self.width :] / np.maximum(count, 1.0))
+        """The population standard deviation; 1 before the first sample."""
+        moments = merged(self.shared, self.seen)
+        count = moments[:, :1]
+        spread = np.sqrt(moments[:, 1 + self.width :] / np.maximum(count, 1.0))
         return np.where(count > 0, np.maximum(spread, 1e-4), 1.0)

@@ -1,7 +1,7 @@
-"""Hyper-parameters, declared once: a dataclass field with a default, a range and a sentence.
+"""Options of a run, each declared once: a dataclass field with a default, a range and a sentence.
 
-The TOML file, ``--set key=value``, Flower's ``run_config`` and ``--help`` are all read off the dataclass. Keys are
-written with dashes (``learning-rate``); an unknown key or a value out of range is refused before anything starts.
+The TOML file, ``--set key=value``, Flower's ``run_config`` and ``fedrl conf`` are derived from the dataclass. Keys are
+written with dashes (``learning-rate``). An unknown key or a value out of range is refused before anything starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.errors import Mistake
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-# How None is written: the value of a whole number that the program chooses itself.
+# The text for None, which stands for a whole number that the program chooses.
 AUTO = "auto"
 
 
@@ -50,24 +50,25 @@ def option(
 
 
 def table(kind: type[Any]) -> Any:
-    """A field that is itself a configuration dataclass: a table of the TOML file."""
+    """Return a field that is itself a configuration dataclass: a table of the TOML file."""
     return dataclasses.field(default_factory=kind)
 
 
 def dashed(name: str) -> str:
+    """Return the key of a field: its name with dashes."""
     return name.replace("_", "-")
 
 
-def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """A ``kind`` from a table of values; raises ``Mistake`` naming the key, the value and what is allowed."""
+def build(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Return a ``kind`` from a table of values; raises ``Mistake`` naming the key, the value and what is allowed."""
     types = get_type_hints(kind)
     fields = {dashed(f.name): f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     made: dict[str, Any] = {}
     for key, value in values.items():
-        full = f"{where}{key}"
+        full = f"{prefix}{key}"
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean '{where}{near[0]}'?" if near else ""
+            hint = f"; did you mean '{prefix}{near[0]}'?" if near else ""
             raise Mistake(f"unknown key '{full}'{hint} (allowed: {', '.join(sorted(fields))})")
         field = fields[key]
         wanted = types[field.name]
@@ -81,6 +82,7 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
+    """Return a value converted to the type of its field; refuses one that is not allowed."""
     meta = field.metadata
     if meta.get("number_too") and isinstance(value, int | float) and not isinstance(value, bool):
         value = repr(value)
@@ -99,7 +101,7 @@ def _checked(full: str, field: Field[Any], wanted: Any, value: Any) -> Any:
 
 
 def _converted(full: str, wanted: Any, value: Any) -> Any:
-    """``value`` as the declared type; texts come from the command line and from Flower's flat run_config."""
+    """Return ``value`` as the declared type. Texts come from the command line and from Flower's flat run_config."""
     if wanted == int | None:
         return None if value == AUTO else _whole(full, value)
     if wanted == tuple[int, ...]:
@@ -131,7 +133,7 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
         return value.lower() == "true"
     if wanted in (int, float) and isinstance(value, str):
         try:
-            # a long seed does not fit a float
+            # a float cannot hold a long seed
             value = int(value) if wanted is int and value.strip().lstrip("+-").isdecimal() else float(value)
         except ValueError:
             raise Mistake(f"'{full}' is {_KINDS[wanted]}, not {value!r}") from None
@@ -145,13 +147,13 @@ def _converted(full: str, wanted: Any, value: Any) -> Any:
 
 
 def choices(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """The words that a field may hold; none where it may hold any."""
+    """Return the words that a field may hold; none if it may hold any."""
     kind = meta.get("registered")
     return (*meta.get("choices", ()), *(registry.names(kind) if kind else ()))
 
 
 def _as_json(full: str, value: Any) -> str:
-    """A list or a table as the text that Flower's flat run_config can hold."""
+    """Return a list or a table as JSON, which Flower's flat run_config can hold."""
     try:
         return json.dumps(value, separators=(",", ":"))
     except (TypeError, RecursionError):  # TOML has dates, JSON has none
@@ -159,7 +161,7 @@ def _as_json(full: str, value: Any) -> str:
 
 
 def _whole(full: str, value: Any) -> int:
-    """A whole number for a key that may be ``auto`` as well."""
+    """Return the value of a key that is a whole number or ``auto``."""
     try:
         return int(_converted(full, int, value))
     except Mistake:
@@ -172,7 +174,7 @@ def _inside(number: float, meta: Mapping[str, Any]) -> bool:
 
 
 def allowed(field: Field[Any]) -> str:
-    """The range of a field in words: 'at least 0 and at most 1'."""
+    """Return the range of a field in words: 'at least 0 and at most 1'."""
     meta = field.metadata
     if words := choices(meta):
         return "one of " + ", ".join(words)
@@ -180,11 +182,11 @@ def allowed(field: Field[Any]) -> str:
     return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
-def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]:
-    """Every key of a configuration as Flower's run_config takes it: dotted, scalars only."""
+def flatten(config: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Return every key of a configuration as Flower's run_config takes it: dotted keys, scalar values."""
     flat: dict[str, bool | int | float | str] = {}
     for field in dataclasses.fields(config):
-        value, key = getattr(config, field.name), where + dashed(field.name)
+        value, key = getattr(config, field.name), prefix + dashed(field.name)
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, key + ".")
         elif isinstance(value, tuple):
@@ -197,7 +199,7 @@ def flatten(config: Any, where: str = "") -> dict[str, bool | int | float | str]
 
 
 def nested(config: Any) -> dict[str, Any]:
-    """Every key of a configuration as a TOML file holds it: tables and lists."""
+    """Return every key of a configuration as a TOML file holds it, with tables and lists."""
     made: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -209,7 +211,7 @@ def nested(config: Any) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested table that ``flatten`` came from, its values still scalars."""
+    """Return the nested table of dotted keys; its values stay scalars."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *tables, last = key.split(".")
@@ -217,7 +219,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for name in tables:
             inner = here.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise Mistake(f"'{key}' goes into '{name}', which already is the value {inner!r}")
+                raise Mistake(f"'{key}' needs the table '{name}', which is already the value {inner!r}")
             here = inner
         if last in here:
             raise Mistake(f"'{key}' is given as a value and as a table")
@@ -226,7 +228,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
-    """A table with ``key=value`` texts put into it (dots go into tables)."""
+    """Return a table with ``key=value`` texts put into it; a dotted key goes into a nested table."""
     merged = copy.deepcopy(dict(values))
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -237,12 +239,13 @@ def override(values: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
         for name in tables:
             here = here.setdefault(name, {})
             if not isinstance(here, dict):
-                raise Mistake(f"'{key}' goes into '{name}', which is a value and not a table")
+                raise Mistake(f"'{key}' needs the table '{name}', which is a value")
         here[last] = _literal(value.strip())
     return merged
 
 
 def _literal(text: str) -> Any:
+    """Return the JSON value of a text, or the text itself."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -261,11 +264,11 @@ class Key:
     choices: tuple[str, ...] = ()
 
 
-def keys(kind: type[Any], where: str = "") -> Iterator[Key]:
-    """Every key of a configuration with default, range and sentence."""
+def keys(kind: type[Any], prefix: str = "") -> Iterator[Key]:
+    """Yield every key of a configuration with its default, range and sentence."""
     types = get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        wanted, name = types[field.name], where + dashed(field.name)
+        wanted, name = types[field.name], prefix + dashed(field.name)
         if dataclasses.is_dataclass(wanted):
             yield from keys(wanted, name + ".")  # type: ignore[arg-type]
             continue

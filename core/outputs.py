@@ -1,4 +1,4 @@
-"""Where results go: whether a place can be written is found out before the work, not after it."""
+"""Checks of output paths, made before the work instead of after it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from core.errors import Mistake
 
 
 def check_file(path: Path, endings: Sequence[str] = (), what: str = "--out") -> None:
-    """Refuse a file that cannot be written, or whose name has none of these endings. What is there stays as it is."""
+    """Refuse a file that cannot be written, or whose name has none of these endings. Changes no existing file."""
     if endings and path.suffix not in endings:
         raise Mistake(f"{what} '{path}' must end in {', '.join(endings[:-1])} or {endings[-1]}: choose another name")
     try:
         if path.is_dir():
-            raise Mistake(f"{what} '{path}' must be a file and is a folder: add the name of a file")
+            raise Mistake(f"{what} '{path}' must be a file but is a folder: add the name of a file")
         if not path.parent.exists():
-            raise Mistake(f"{what} '{path}' cannot be written: make the folder '{path.parent}', or choose another one")
+            raise Mistake(
+                f"{what} '{path}' cannot be written: create the folder '{path.parent}', or choose another one"
+            )
         if path.is_file():
             path.open("ab").close()
-        elif not path.exists():  # a device is neither
+        elif not path.exists():  # neither is true of a device
             path.touch(exist_ok=False)
             path.unlink()
     except OSError as error:
@@ -28,7 +30,7 @@ def check_file(path: Path, endings: Sequence[str] = (), what: str = "--out") -> 
 
 
 def check_folder(path: Path, what: str = "--out") -> None:
-    """Refuse a folder that cannot be made, or in which no file can be made. Makes neither."""
+    """Refuse a folder that cannot be created, or in which no file can be created. Creates neither."""
     try:
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not nearest.is_dir():

@@ -1,7 +1,7 @@
-"""State with one row per agent: what a resume needs, and how a part of a fleet is a fleet.
+"""State with one row per agent.
 
-Everything that changes while agents learn is an array whose first axis is the agent. A class names those arrays (and
-the members that hold more of them) once, in ``ROWS``; saving, loading and working on some agents follow from that.
+All state that changes during learning is in arrays whose first axis is the agent. A class lists these arrays (and
+members that hold more of them) once, in ``ROWS``. Saving, loading and working on some agents are derived from it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Rows:
                 yield name, member
 
     def state(self) -> dict[str, Array]:
-        """Everything a resume needs, by name. The arrays are the living ones: copy what must not change."""
-        found: dict[str, Array] = {}
+        """Return all state by name. The arrays are not copies: copy what must not change."""
+        arrays: dict[str, Array] = {}
         for name, member in self._members():
             if isinstance(member, Rows):
-                found |= {f"{name}.{inner}": array for inner, array in member.state().items()}
+                arrays |= {f"{name}.{inner}": array for inner, array in member.state().items()}
             else:
-                found[name] = member
-        return found
+                arrays[name] = member
+        return arrays
 
     def load_state(self, state: Mapping[str, Array], where: str = "") -> None:
-        """Take over a ``state()``; refuses one of another shape, naming the array."""
+        """Load a ``state()``; refuses one with another shape, and names the array."""
         for name, member in self._members():
             if isinstance(member, Rows):
                 member.load_state(state, f"{where}{name}.")
@@ -50,7 +50,7 @@ class Rows:
                 adopt(member, state, where + name)
 
     def take(self, rows: Any) -> Self:
-        """Some of the agents as an object of their own (rows: a slice or an index array)."""
+        """Return some of the agents as an object of their own. ``rows`` is a slice or an index array."""
         part = copy.copy(self)
         for name in self.ROWS:
             member = getattr(self, name)
@@ -61,7 +61,7 @@ class Rows:
         return part
 
     def put(self, rows: Any, part: Self) -> None:
-        """Take back what ``take(rows)`` gave away."""
+        """Write back the agents that ``take(rows)`` returned."""
         for (_, mine), (_, theirs) in zip(self._members(), part._members(), strict=True):
             if isinstance(mine, Rows):
                 mine.put(rows, theirs)
@@ -70,18 +70,18 @@ class Rows:
 
 
 def adopt(mine: Array, state: Mapping[str, Array], key: str) -> None:
-    """Overwrite an array with that of a saved state; refuses one that is missing or of another shape."""
+    """Overwrite an array with that of a saved state; refuses one that is missing or has another shape."""
     if key not in state:
         raise Failure(f"the checkpoint has no '{key}': it was written by another configuration")
-    found = state[key]
-    if found.shape != mine.shape or found.dtype != mine.dtype:
+    saved = state[key]
+    if saved.shape != mine.shape or saved.dtype != mine.dtype:
         raise Failure(
-            f"'{key}' of the checkpoint is {found.dtype}{list(found.shape)}, "
+            f"'{key}' of the checkpoint is {saved.dtype}{list(saved.shape)}, "
             f"this run needs {mine.dtype}{list(mine.shape)}"
         )
-    mine[...] = found
+    mine[...] = saved
 
 
 def _taken(member: Any, rows: Any) -> Any:
-    # Compiled loops are made for arrays in one stretch; a slice without steps stays a view.
+    # Compiled loops need contiguous arrays. A slice without a step stays a view.
     return member.take(rows) if isinstance(member, Rows) else np.ascontiguousarray(member[rows])

@@ -1,8 +1,7 @@
 """Randomness as a pure function of (run seed, agent, purpose, lane, count).
 
-A stream is a key and a count of what was drawn: SplitMix64 at ``key + count * GOLDEN``. So a stream belongs to one
-agent, does not depend on which agents share a process, is saved as one integer, and is drawn for a whole fleet in one
-call.
+A stream is a key and the count of numbers drawn: SplitMix64 at ``key + count * GOLDEN``. So a stream belongs to one
+agent, does not depend on which agents share a process, is saved as one integer, and one call draws for a whole fleet.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 @njit(cache=True, inline="always")
 def mix64(z):  # type: ignore[no-untyped-def]
-    """SplitMix64's finaliser: every output bit depends on every input bit."""
+    """Return SplitMix64's finaliser: every output bit depends on every input bit."""
     z = uint64(z)
     z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
@@ -33,7 +32,7 @@ def mix64(z):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def uniform01(key, count):  # type: ignore[no-untyped-def]
-    """The count-th number in [0, 1) of a stream."""
+    """Return the count-th number in [0, 1) of a stream."""
     bits = mix64(uint64(key) + uint64(count + uint64(1)) * uint64(_GOLDEN))
     return float(bits >> uint64(11)) * (1.0 / 9007199254740992.0)
 
@@ -48,7 +47,7 @@ def _fill(keys, counts, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _box_muller(pairs):  # type: ignore[no-untyped-def]
-    """Pairs of uniform numbers (L, 2, h) become pairs of normal ones, in place."""
+    """Turn pairs of uniform numbers (L, 2, h) into pairs of normal ones, in place."""
     for k in range(pairs.shape[0]):
         for j in range(pairs.shape[2]):
             radius = math.sqrt(-2.0 * math.log1p(-pairs[k, 0, j]))
@@ -63,27 +62,27 @@ def _mix(z: int) -> int:
 
 
 def child(seed: int, name: str | int) -> int:
-    """The seed tree: run seed -> agent -> purpose. A child's seed depends on its own path alone."""
+    """Return a child in the seed tree (run seed, agent, purpose). It depends only on its path."""
     label = name if isinstance(name, int) else zlib.crc32(name.encode()) + (1 << 32)
     return _mix((_mix(seed & _MASK) + (label + 1) * _GOLDEN) & _MASK)
 
 
 def agent_seeds(seed: int, agents: Sequence[int]) -> list[int]:
-    """The seeds of the agents with these numbers."""
+    """Return the seeds of the agents with these numbers."""
     return [child(child(seed, "agent"), int(agent)) for agent in agents]
 
 
-# What the agents of a run, or the server, draw together in a round: a purpose and its place in the seed tree.
+# Numbers that all agents of a run, or the server, draw in a round: each purpose, and its place in the seed tree.
 PURPOSES = {"batch": 0, "inner-steps": 1, "picked": 2, "graph": 3, "coin": 4}
 
 
 def generator(seed: int, number: int, purpose: str) -> np.random.Generator:
-    """Return the generator of one purpose in round ``number``, the same for all who know the run's seed."""
+    """Return the generator of one purpose in round ``number``; it depends only on these and the run's seed."""
     return np.random.default_rng([seed, number, PURPOSES[purpose]])
 
 
 def sampling(seed: int, number: int) -> np.random.Generator:
-    """Return the generator that draws which agents a round asks."""
+    """Return the generator that draws which agents take part in a round."""
     return np.random.default_rng(child(seed, number))
 
 
@@ -99,22 +98,22 @@ class Streams(Rows):
         self.counts: U64 = np.zeros_like(self.keys)
 
     def uniform(self, *shape: int) -> NDArray[np.float64]:
-        """Numbers in [0, 1): one array of ``shape`` per stream."""
+        """Draw numbers in [0, 1): one array of ``shape`` per stream."""
         out = np.empty((*self.keys.shape, *shape))
         counts = self.counts.reshape(-1)
         _fill(self.keys.reshape(-1), counts, out.reshape(self.keys.size, math.prod(shape)))
-        self.counts[...] = counts.reshape(self.counts.shape)  # a strided part of a batch was copied by reshape
+        self.counts[...] = counts.reshape(self.counts.shape)  # reshape copies a strided array
         return out
 
     def normal(self, *shape: int) -> NDArray[np.float64]:
-        """Standard normal numbers (Box-Muller)."""
+        """Draw standard normal numbers (Box-Muller)."""
         size = math.prod(shape)
         pairs = self.uniform(2, (size + 1) // 2)
         _box_muller(pairs.reshape(-1, *pairs.shape[-2:]))
         return pairs.reshape(*self.keys.shape, -1)[..., :size].reshape(*self.keys.shape, *shape)
 
     def integers(self, high: NDArray[np.int64] | int, *shape: int) -> NDArray[np.int64]:
-        """Whole numbers in [0, high); ``high`` may differ per agent, or per agent and lane."""
+        """Draw whole numbers in [0, high); ``high`` may differ per agent, or per agent and lane."""
         bound = np.asarray(high)
         if bound.ndim:
             bound = bound.reshape(bound.shape + (1,) * (self.keys.ndim + len(shape) - bound.ndim))
@@ -122,5 +121,5 @@ class Streams(Rows):
         return drawn
 
     def permutation(self, n: int) -> NDArray[np.int64]:
-        """A random order of range(n) per stream."""
+        """Draw a random order of range(n) per stream."""
         return np.argsort(self.uniform(n), axis=-1, kind="stable")

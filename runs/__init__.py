@@ -1,1 +1,1 @@
-"""What a run leaves behind: its directory, its checkpoints, its pictures. Knows files, not learning."""
+"""Runs: configuration, directory, checkpoints, ledger, figures, sweeps and pictures."""

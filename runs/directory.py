@@ -1,4 +1,4 @@
-"""A run's directory: the resolved conf, a line of metrics per round, checkpoints, weights, the picture."""
+"""The directory of a run: the resolved conf, a line of metrics per round, checkpoints, weights, the picture."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from core.errors import Failure, Mistake
 from core.rows import Array
 from runs import checkpoints
 
-SAID = "run.log"  # what a run of a sweep prints; it lies there before the run begins
-_ROUND = re.compile(r"[0-9]{1,12}")  # as a checkpoint names it
+LOG = "run.log"  # what a run of a sweep prints; it exists before the run begins
+_ROUND = re.compile(r"[0-9]{1,12}")  # the round in the name of a checkpoint
 
 
 class RunDirectory:
@@ -34,36 +34,39 @@ class RunDirectory:
         self.weights, self.best, self.curve = path / "weights.npz", path / "best.npz", path / "curve.png"
         self.summary = path / "summary.json"
         self._name, self._stop, self._notes = path / "name", path / "stop", path / "events.log"
-        self._word, self._lock, self._folders = path / "last-words.json", path / "lock", path / "worlds"
+        self._error, self._lock, self._folders = path / "last-words.json", path / "lock", path / "worlds"
 
     @classmethod
     def create(cls, path: Path, conf: Mapping[str, Any]) -> RunDirectory:
-        """Make the directory of a new run. A folder that holds anything is refused, so that nothing is lost."""
+        """Create the directory of a new run. Refuses a folder that holds files, so that none is lost."""
         run = cls(path)
         if run.metrics.exists():
             raise Mistake(f"{path} already holds a run; continue it with --resume {path}, or choose another --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if others := sorted(file.name for file in path.iterdir() if file.name != SAID):
+            if others := sorted(file.name for file in path.iterdir() if file.name != LOG):
                 raise Mistake(
                     f"{path} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}): a run "
                     "needs a new or an empty folder, so choose another --out"
                 )
             run.write_conf(conf)
             run.metrics.write_text("")
-            # A name for life: directories move, and machines that hold its agents do not know them.
+            # The name never changes: the directory may move, and nodes that hold the agents do not know it.
             run._name.write_text(f"{path.name.replace(' ', '-')}-{secrets.token_hex(4)}\n")
         except OSError as error:
-            raise Failure(f"the run directory {path} could not be made: {error.strerror or error}") from None
+            raise Failure(f"the run directory {path} could not be created: {error.strerror or error}") from None
         return run
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
+        """Open the directory of a run; refuses one that holds no run, or a link."""
         run = cls(path)
         if not run.conf.exists():
             raise Mistake(f"{path} holds no run (no {run.conf.name} in it)")
         if link := _link_in(path):
-            raise Mistake(f"{link} is a link, and a run writes nowhere but into its own directory: put the file there")
+            raise Mistake(
+                f"{link} is a link, and a run writes only into its own directory: replace the link by the file"
+            )
         return run
 
     def write_conf(self, conf: Mapping[str, Any]) -> None:
@@ -74,42 +77,43 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """What the run is called on every machine."""
+        """The name of the run on every machine."""
         return _text(self._name).strip() if self._name.exists() else self.path.name
 
     def keep_folders(self, folders: Sequence[str]) -> None:
-        """Write down where the modules of the run's worlds were looked for, for whoever opens the run later."""
+        """Save the folders in which the modules of the run were found, for later uses of the run."""
         self._folders.write_text("".join(f"{folder}\n" for folder in folders))
 
     def folders(self) -> list[Path]:
-        """Where to look for the modules of the run's worlds: where they were when it began, and the working directory.
+        """Return where to look for the modules of the run: the folders of its start, and the working directory.
 
-        None within the run itself: a run that somebody sent imports nothing that came with it.
+        No folder within the run is returned, so that a run from another person cannot bring code.
         """
-        kept = _text(self._folders).splitlines() if self._folders.exists() else []
-        places = [Path(folder) for folder in kept if Path(folder).is_absolute()] + [Path.cwd()]
+        saved = _text(self._folders).splitlines() if self._folders.exists() else []
+        places = [Path(folder) for folder in saved if Path(folder).is_absolute()] + [Path.cwd()]
         return [place for place in places if not place.resolve().is_relative_to(self.path.resolve())]
 
     def ask_to_stop(self) -> None:
-        """Whoever runs the rounds ends after the one in progress; it may be another process."""
+        """Ask the process that runs the rounds, which may be another one, to end after the round in progress."""
         self._stop.touch()
 
     def stop_asked(self) -> bool:
+        """Return whether the run was asked to stop."""
         return self._stop.exists()
 
     def go_on(self) -> None:
-        """Forget that the run was asked to stop, and why it ended."""
-        for path in (self._stop, self._word):
+        """Clear the request to stop and the error of the previous start."""
+        for path in (self._stop, self._error):
             path.unlink(missing_ok=True)
 
     @property
     def begun(self) -> bool:
-        """Whether a process was ever at work here."""
+        """Whether a process has ever worked in this directory."""
         return self._lock.exists()
 
     @contextmanager
     def held(self, seconds: float = 0.0) -> Iterator[None]:
-        """Only one process at a time writes into a run; another is waited for so long, and then left alone."""
+        """Lock the run for this process; waits ``seconds`` for another process, and then refuses."""
         deadline = time.monotonic() + seconds
         with _own(self._lock, "w") as file:
             while True:
@@ -122,31 +126,32 @@ class RunDirectory:
                     time.sleep(0.1)
             yield
 
-    def note(self, words: str) -> None:
-        """Write down what happened: who joined, who was refused, for whom it waits."""
+    def note(self, text: str) -> None:
+        """Log an event with its time: an agent that joined or was refused, a wait."""
         with _own(self._notes, "a") as file:
-            file.write(f"{time.strftime('%H:%M:%S')} {' '.join(words.split())}\n")
+            file.write(f"{time.strftime('%H:%M:%S')} {' '.join(text.split())}\n")
 
     def notes(self) -> list[str]:
+        """Return the logged events."""
         return _text(self._notes).splitlines() if self._notes.exists() else []
 
     def leave_word(self, error: Exception) -> None:
-        """Say why the run ended, for the process that started it."""
+        """Save the error that ended the run, for the process that started it."""
         kind = "mistake" if isinstance(error, Mistake) else "failure"
-        self._word.write_text(json.dumps({"kind": kind, "words": str(error)}))
+        self._error.write_text(json.dumps({"kind": kind, "words": str(error)}))
 
     def raise_word(self) -> None:
-        """Raise what the run's process said when it ended, if it said anything."""
-        if self._word.exists():
-            said = json.loads(_text(self._word))
-            raise (Mistake if said["kind"] == "mistake" else Failure)(said["words"])
+        """Raise the error that ended the run's process, if there was one."""
+        if self._error.exists():
+            error = json.loads(_text(self._error))
+            raise (Mistake if error["kind"] == "mistake" else Failure)(error["words"])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write what the run came to."""
+        """Write the summary of the run."""
         _replace(self.summary, json.dumps(_clean(summary), indent=2) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One more line of metrics."""
+        """Append a record to the metrics."""
         try:
             with _own(self.metrics, "a") as file:
                 file.write(json.dumps(_clean(record)) + "\n")
@@ -154,10 +159,10 @@ class RunDirectory:
             raise Failure(f"{self.metrics} could not be written: {error.strerror or error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records so far; a line cut short by a crash ends them."""
-        found: list[dict[str, Any]] = []
+        """Return the records so far. A line that a crash cut short ends them."""
+        records: list[dict[str, Any]] = []
         if not self.metrics.exists():
-            raise Mistake(f"{self.path} has no {self.metrics.name}: it is not a run, or was never begun")
+            raise Mistake(f"{self.path} has no {self.metrics.name}: it is not a run, or was never started")
         for number, line in enumerate(_text(self.metrics).splitlines(), start=1):
             try:
                 record = json.loads(line)
@@ -166,31 +171,31 @@ class RunDirectory:
             except RecursionError:
                 record = None
             if not isinstance(record, dict) or type(record.get("round")) is not int:
-                raise Mistake(f"{self.metrics} is not of a run: line {number} is no record of a round")
-            found.append(record)
-        return found
+                raise Mistake(f"{self.metrics} is not the metrics of a run: line {number} is not a record of a round")
+            records.append(record)
+        return records
 
     def rewind(self, rounds: int) -> None:
-        """Forget what came after the checkpoint: a resumed run writes those rounds again."""
+        """Remove the records after the checkpoint: a resumed run plays those rounds again."""
         kept = [json.dumps(record) for record in self.read_metrics() if record["round"] <= rounds]
         _replace(self.metrics, "".join(line + "\n" for line in kept))
 
     def saved_rounds(self) -> dict[int, Path]:
-        """The checkpoints by the round after which they were made, the oldest first."""
-        found = {path.stem.removeprefix("round-"): path for path in self.checkpoints.glob("round-*.npz")}
-        return dict(sorted((int(number), path) for number, path in found.items() if _ROUND.fullmatch(number)))
+        """Return the checkpoints by their round, the oldest first."""
+        paths = {path.stem.removeprefix("round-"): path for path in self.checkpoints.glob("round-*.npz")}
+        return dict(sorted((int(number), path) for number, path in paths.items() if _ROUND.fullmatch(number)))
 
     def load_checkpoint(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """The last checkpoint's arrays and what is known about it; nothing where there is none yet."""
+        """Return the arrays and the description of the last checkpoint; both are empty if there is none yet."""
         saved = self.saved_rounds()
         return checkpoints.load(saved[max(saved)]) if saved else ({}, {})
 
     def save_weights(
         self, learned: Mapping[str, Array], about: Mapping[str, Any], best: Mapping[str, Array] | None = None
     ) -> None:
-        """What was learned, and the best of it so far: a matrix per part with a row per agent, or one for everybody.
+        """Save the last weights, and the best ones if given: a matrix per part, with a row per agent or one shared row.
 
-        Plain npz, readable without our code.
+        They are plain npz files, readable without fedrl.
         """
         checkpoints.save(self.weights, learned, about)
         if best is not None:
@@ -199,7 +204,7 @@ class RunDirectory:
     def save_checkpoint(
         self, arrays: Mapping[str, Array], meta: Mapping[str, Any], returns: Mapping[int, float], keep: int
     ) -> None:
-        """One more checkpoint; the last ``keep`` stay, and the one after the round with the best return."""
+        """Save a checkpoint; the last ``keep`` stay, and the one after the round with the best return."""
         self.checkpoints.mkdir(exist_ok=True)
         checkpoints.save(self.checkpoints / f"round-{meta['round']:06d}.npz", arrays, meta)
         saved = self.saved_rounds()
@@ -210,7 +215,7 @@ class RunDirectory:
 
 
 def _clean(value: Any) -> Any:
-    """JSON has no nan: what was not measured is null."""
+    """Return a value for JSON, which has no NaN: numbers that are not finite become null."""
     if isinstance(value, dict):
         return {key: _clean(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -219,33 +224,33 @@ def _clean(value: Any) -> Any:
 
 
 def _text(path: Path) -> str:
-    """What one of our files says, or one clear sentence."""
+    """Return the text of a file; a file that cannot be read is a ``Mistake``."""
     try:
         if not path.is_file():  # a device never ends, and a pipe waits
-            raise OSError("it is no file")
+            raise OSError("it is not a regular file")
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise Mistake(f"{path} cannot be read: {error}") from None
 
 
 def _own(path: Path, mode: str) -> IO[str]:
-    """A file of a run, to write into; never another that a link leads to."""
+    """Open a file of a run for writing; never follows a link."""
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def _link_in(path: Path) -> Path | None:
-    """A link within a run's directory, if there is one; none is of our making (Weights & Biases makes some)."""
+    """Return a link in a run's directory, if there is one; links of Weights & Biases are ignored."""
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
-            if (found := Path(folder, name)).is_symlink():
-                return found
+            if (path_in := Path(folder, name)).is_symlink():
+                return path_in
         if "wandb" in folders:
             folders.remove("wandb")
     return None
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside and move into place: whatever happens meanwhile, one of the two is whole."""
+    """Write a file beside and move it into place: a crash leaves either the old or the new one, complete."""
     beside = path.with_name(f".{path.name}.new")
     with _own(beside, "w") as file:
         file.write(text)
@@ -253,7 +258,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a table, or one clear sentence."""
+    """Return a TOML file as a table; a file that cannot be read is a ``Mistake``."""
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What runs come to, in figures: over the agents of one run, over the seeds of several."""
+"""Figures of runs: over the agents of one run, and over the seeds of several."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def interquartile_mean(values: F64) -> F64:
-    """The mean of the middle half over axis 0 (all of it when there are fewer than four)."""
-    ordered = np.sort(values, axis=0)  # what was not measured sorts behind all that was
+    """Return the mean of the middle half over axis 0; the mean of all if there are fewer than four."""
+    ordered = np.sort(values, axis=0)  # NaN (not measured) sorts last
     cut = len(ordered) // 4
     measured = ordered[cut : len(ordered) - cut]
-    some = np.isfinite(measured).any(axis=0)
+    any_measured = np.isfinite(measured).any(axis=0)
     middle = np.full(measured.shape[1:], np.nan)
-    middle[some] = np.nanmean(measured[:, some], axis=0)
+    middle[any_measured] = np.nanmean(measured[:, any_measured], axis=0)
     return middle
 
 
 def plain_mean(values: F64) -> F64:
-    """The mean over axis 0 of what was measured."""
-    some, found = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
-    found[some] = np.nanmean(values[:, some], axis=0)
-    return found
+    """Return the mean over axis 0 of the values that were measured."""
+    measured, means = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
+    means[measured] = np.nanmean(values[:, measured], axis=0)
+    return means
 
 
 def plain_median(values: F64) -> F64:
-    """The median over axis 0 of what was measured."""
-    some, found = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
-    found[some] = np.nanmedian(values[:, some], axis=0)
-    return found
+    """Return the median over axis 0 of the values that were measured."""
+    measured, medians = np.isfinite(values).any(axis=0), np.full(values.shape[1:], np.nan)
+    medians[measured] = np.nanmedian(values[:, measured], axis=0)
+    return medians
 
 
 def bootstrap_band(
     values: F64, level: float = 0.95, draws: int = 1000, middle: Callable[[F64], F64] = interquartile_mean
 ) -> tuple[F64, F64]:
-    """The band that holds ``level`` of the middles (interquartile means) of resampled rows."""
+    """Return the bootstrap band that holds ``level`` of the middles (interquartile means) of resampled rows."""
     generator = np.random.default_rng(0)
     picks = generator.integers(len(values), size=(draws, len(values)))
     means = np.stack([middle(values[pick]) for pick in picks])
     band = np.full((2, *means.shape[1:]), np.nan)
-    some = np.isfinite(means).any(axis=0)
-    band[:, some] = np.nanquantile(means[:, some], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    measured = np.isfinite(means).any(axis=0)
+    band[:, measured] = np.nanquantile(means[:, measured], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return band[0], band[1]
 
 
 def series(records: Records, metric: str) -> F64:
-    """(agents, rounds) of a metric; nan where it was not measured."""
+    """Return a metric as (agents, rounds); NaN where it was not measured."""
     known = sorted({name for record in records for name, value in record.items() if isinstance(value, list)})
     if metric not in known:
-        raise Mistake(f"the run measured no '{metric}' (it has: {', '.join(known)})")
+        raise Mistake(f"the run has no metric '{metric}': choose one of {', '.join(known)}")
     agents = max(len(record.get(metric, ())) for record in records)
     values = np.full((agents, len(records)), np.nan)
     for at, record in enumerate(records):
-        found = record.get(metric, ())
-        values[: len(found), at] = [np.nan if value is None else value for value in found]
+        row = record.get(metric, ())
+        values[: len(row), at] = [np.nan if value is None else value for value in row]
     return values
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a line of a picture is made of: (agents or seeds, points) of a metric, at these positions."""
+    """A line of a picture: values (agents or seeds, points) of a metric, and their positions."""
 
     at: F64
     rows: F64
     of: str  # what a row is: agents or seeds
-    furthest: float  # where the longest run ends; rows end where the shortest does
+    furthest: float  # where the longest run ends; the rows end where the shortest run does
 
 
 def curve(runs: Sequence[Records], metric: str = "return", x: str = "steps") -> Curve:
-    """The curve of one run has a row per agent; that of several, one per run: the mean over its agents.
+    """Return the curve of one run, with a row per agent, or of several, with a row per run (its mean over agents).
 
-    Runs meet at common positions: all positions of any of them between where the last one begins and where the first
-    one ends, evenly spaced ones where these are many. Between its own positions a run is a straight line.
+    Runs are compared at common positions: all positions of any run between the last begin and the first end, or evenly
+    spaced ones if these are many. A run is interpolated linearly between its own positions.
     """
     lines = [_measured(records, metric, x) for records in runs]
     furthest = max(float(at[-1]) for at, _ in lines)
@@ -93,17 +93,18 @@ def curve(runs: Sequence[Records], metric: str = "return", x: str = "steps") -> 
 
 
 def _measured(records: Records, metric: str, x: str) -> tuple[F64, F64]:
-    """Positions and values (agents, points) of the rounds in which anybody's metric was measured."""
+    """Return positions and values (agents, points) of the rounds in which any agent measured the metric."""
     values = series(records, metric)
-    some = np.isfinite(values).any(axis=0)
-    if not some.any():
-        raise Mistake(f"the run has no '{metric}' yet: nothing was measured in {len(records)} rounds")
-    return positions(records, x)[some], values[:, some]
+    measured = np.isfinite(values).any(axis=0)
+    if not measured.any():
+        raise Mistake(f"the run has no '{metric}' yet: no agent measured it in {len(records)} rounds")
+    return positions(records, x)[measured], values[:, measured]
 
 
 def _common(own: Sequence[F64], most: int = 200) -> F64:
+    """Return the positions at which runs are compared."""
     low, high = max(at[0] for at in own), min(at[-1] for at in own)
-    if low > high:  # one ends before another begins: a point between them, where each is what it was nearest to it
+    if low > high:  # no overlap: compare at one point between them, where each has its nearest value
         return np.array([(low + high) / 2])
     every = np.unique(np.concatenate(own))
     inside = every[(every >= low) & (every <= high)]
@@ -111,7 +112,7 @@ def _common(own: Sequence[F64], most: int = 200) -> F64:
 
 
 def positions(records: Records, x: str) -> F64:
-    """Where every record stands: steps or trajectories of an agent (their mean), bytes of all agents, seconds."""
+    """Return the position of every record: mean steps or trajectories of an agent, bytes of all agents, or seconds."""
     if x == "wall":
         return np.array([record["wall_s"] for record in records])
     if x == "bytes":
@@ -119,24 +120,24 @@ def positions(records: Records, x: str) -> F64:
         return np.cumsum(sent)
     counts = series(records, x)
     counts[:, 0] = np.nan_to_num(counts[:, 0])
-    # They only grow, so an agent that was not heard of stands where it stood.
-    stood: F64 = np.fmax.accumulate(counts, axis=1)
-    return np.asarray(np.mean(stood, axis=0))
+    # Counts only grow, so an agent that did not report keeps its last count.
+    last: F64 = np.fmax.accumulate(counts, axis=1)
+    return np.asarray(np.mean(last, axis=0))
 
 
 def spread(values: F64) -> dict[str, float]:
-    """Mean, standard deviation (of these values, not of what they were drawn from), worst and best."""
+    """Return mean, standard deviation (of these values, not of their population), worst and best."""
     figures = {"mean": values.mean(), "std": values.std(), "worst": values.min(), "best": values.max()}
     return {name: float(figure) for name, figure in figures.items()}
 
 
 def final(records: Records) -> dict[str, Any]:
-    """The last judged returns of a run: of every agent, and how those that were judged spread."""
-    every = series(records, "return")
-    judged = np.flatnonzero(np.isfinite(every).any(axis=0))
-    if not len(judged):
-        raise Mistake("the run has judged nobody yet")
-    last = every[:, judged[-1]]
+    """Return the last evaluation of a run: the return of every agent, and the spread of those that were evaluated."""
+    returns = series(records, "return")
+    evaluated = np.flatnonzero(np.isfinite(returns).any(axis=0))
+    if not len(evaluated):
+        raise Mistake("the run has not evaluated its agents yet")
+    last = returns[:, evaluated[-1]]
     return {
         "agents": len(last),
         "steps": int(np.mean(records[-1]["steps"])),
@@ -147,10 +148,10 @@ def final(records: Records) -> dict[str, Any]:
 
 
 def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
-    """How runs that differ by their seed alone spread, by the final return of each; steps and seconds of all of them.
+    """Return the spread of the final returns of runs that differ only in their seed, and the steps and seconds of all.
 
-    Of several runs with one seed each counts; runs that judged nobody cost, and say nothing. ``low`` and ``high`` are
-    the 95% band of the interquartile mean, ``mean_low`` and ``mean_high`` the 90% band of the mean.
+    A run without an evaluation counts only for steps and seconds. ``low`` and ``high`` are the 95% band of the
+    interquartile mean, ``mean_low`` and ``mean_high`` the 90% band of the mean.
     """
     finals = {seed: final_return(records) for seed, records in runs.items()}
     known = {seed: value for seed, value in finals.items() if value is not None}
@@ -173,33 +174,33 @@ def over_seeds(runs: Mapping[str, Records]) -> dict[str, Any]:
 
 
 def reach(runs: Sequence[Records], value: float, x: str) -> dict[str, Any]:
-    """Where (steps, trajectories, ...) the return first is as high as that: of the runs' mean, and of each; or None."""
+    """Return where on ``x`` the mean of the runs, and each run, first reaches this return; None if never."""
     lines = [_measured(records, "return", x) for records in runs]
     each = [_first(at, np.nanmean(values, axis=0), value) for at, values in lines]
-    one = curve(runs, x=x)
-    whole = each[0] if len(runs) == 1 else _first(one.at, plain_mean(one.rows), value)
-    return {"value": value, "x": x, "mean": whole, "each": each}
+    joint = curve(runs, x=x)
+    mean = each[0] if len(runs) == 1 else _first(joint.at, plain_mean(joint.rows), value)
+    return {"value": value, "x": x, "mean": mean, "each": each}
 
 
 def _first(at: F64, values: F64, value: float) -> float | None:
-    there = np.flatnonzero(values >= value)
-    return round(float(at[there[0]]), 1) if len(there) else None
+    reached = np.flatnonzero(values >= value)
+    return round(float(at[reached[0]]), 1) if len(reached) else None
 
 
 def mean_return(record: Mapping[str, Any]) -> float:
-    """The mean over the agents that were judged; minus infinity where nobody was."""
-    judged = [value for value in record["return"] if value is not None and np.isfinite(value)]
-    return float(np.mean(judged)) if judged else -np.inf
+    """Return the mean over the agents that were evaluated; minus infinity if none was."""
+    returns = [value for value in record["return"] if value is not None and np.isfinite(value)]
+    return float(np.mean(returns)) if returns else -np.inf
 
 
 def median_return(record: Mapping[str, Any], metric: str = "return") -> float:
-    """Return the median over the agents that were evaluated, which a minority of them cannot move; nan for nobody."""
+    """Return the median over the agents that were evaluated, which a minority cannot move; NaN if none was."""
     known = [value for value in record[metric] if value is not None and np.isfinite(value)]
     return float(np.median(known)) if known else math.nan
 
 
 def score(record: Mapping[str, Any]) -> float:
-    """Return the figure by which the best round is chosen; minus infinity where nobody was evaluated.
+    """Return the figure by which the best round is chosen; minus infinity if no agent was evaluated.
 
     It is the server's own evaluation where it has one, and the median of the agents' reports elsewhere.
     """
@@ -208,19 +209,19 @@ def score(record: Mapping[str, Any]) -> float:
 
 
 def final_return(records: Records) -> float | None:
-    """The last mean return that was judged."""
+    """Return the mean return of the last evaluation; None if there was none."""
     returns = [value for value in map(mean_return, records) if np.isfinite(value)]
     return returns[-1] if returns else None
 
 
 def worst_agent(records: Records) -> float | None:
-    """The lowest return of any agent at the last judgement."""
-    judged = [record["return"] for record in records if np.isfinite(mean_return(record))]
-    return min(value for value in judged[-1] if value is not None) if judged else None
+    """Return the lowest return of any agent at the last evaluation; None if there was none."""
+    evaluated = [record["return"] for record in records if np.isfinite(mean_return(record))]
+    return min(value for value in evaluated[-1] if value is not None) if evaluated else None
 
 
 def summary(records: Records) -> dict[str, Any]:
-    """What a run comes to."""
+    """Return the summary of a run: rounds, steps, returns, bytes, refusals, seconds."""
     if not records:
         return {"rounds": 0, "env_steps": 0, "final_return": None, "best_return": None, "wall_s": 0.0}
     medians = [value for value in map(median_return, records) if np.isfinite(value)]

@@ -1,4 +1,4 @@
-"""The ledger: what every round cost and brought, per agent. One record of it is a line of metrics.jsonl."""
+"""The ledger: costs and results of every round, per agent. A record is a line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _TIMES = ("serialising_s", "waiting_s", "aggregating_s", "judging_s")
 
 
 class Ledger:
-    """Counts for K agents; lists have an entry per agent, None where there was nothing to count."""
+    """Counts for K agents. Lists have an entry per agent, which is None where there was nothing to count."""
 
-    def __init__(self, agents: int, training_judges: bool = False, wall_before: float = 0.0) -> None:
-        """``training_judges``: no episodes are played for judging, those of the training stand for them."""
-        self.agents, self._training_judges = agents, training_judges
+    def __init__(self, agents: int, training_evaluates: bool = False, wall_before: float = 0.0) -> None:
+        """``training_evaluates``: no episodes are played for evaluation; the training episodes stand for them."""
+        self.agents, self._training_evaluates = agents, training_evaluates
         self.lived = [0] * agents
         self.reasons: Counter[str] = Counter()
         self._begun, self._wall_before = time.perf_counter(), wall_before
@@ -34,14 +34,14 @@ class Ledger:
         self._counts: dict[str, list[int]] = {
             name: [0] * self.agents for name in ("missed", "refused", "late", "left-out", "bytes_up", "bytes_down")
         }
-        self._judging_bytes = 0
+        self._evaluation_bytes = 0
         self._parts: dict[str, dict[str, int]] = {}
         self._measured: dict[str, list[float | None]] = {}
         self._record: dict[str, Any] = {"round": number}
 
     @contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Seconds of something; what happens within it belongs to it."""
+        """Add the seconds of the block to a time. Blocks within it count for the outermost one."""
         if self._timed:
             yield
             return
@@ -64,68 +64,71 @@ class Ledger:
             self.count("left-out", agent)
 
     def sent(self, kind: str, contents: Mapping[int, RecordDict]) -> None:
-        """Bytes of weights on their way to agents; those for judging are counted apart."""
+        """Count the bytes that are sent to agents; those for an evaluation are counted apart."""
         for agent, content in contents.items():
             sizes = {name.removeprefix(messages.GRADIENT): size for name, size in messages.arrays(content).items()}
             if kind == MessageType.TRAIN:
                 self._counts["bytes_down"][agent] += sum(sizes.values())
                 self._add("down", sizes)
             else:
-                self._judging_bytes += sum(sizes.values())
+                self._evaluation_bytes += sum(sizes.values())
 
-    def trained(self, got: Mapping[int, Trained]) -> None:
-        for agent, reply in got.items():
+    def trained(self, replies: Mapping[int, Trained]) -> None:
+        """Record the accepted replies to train messages."""
+        for agent, reply in replies.items():
             # Counted here, as ``reply.lived`` may be any number; ``steps`` were checked against the order.
             self.lived[agent] += reply.steps
             sizes = {name: row.nbytes for name, row in reply.parts.items()}
             self._counts["bytes_up"][agent] += sum(sizes.values())
             self._add("up", sizes)
-        names = sorted({name for reply in got.values() for name in reply.measured if not _is_ours(name)})
+        names = sorted({name for reply in replies.values() for name in reply.measured if not _is_ours(name)})
         measured = {
-            name: [got[k].measured.get(name) if k in got else None for k in range(self.agents)] for name in names
+            name: [replies[k].measured.get(name) if k in replies else None for k in range(self.agents)]
+            for name in names
         }
-        # What a party names its figures is its affair: none takes the place of one of ours.
+        # Agents name their own figures. None may replace a figure of the server.
         self._measured = measured
         self._record |= {
             "steps": list(self.lived),
-            "updates": [got[k].updates if k in got else None for k in range(self.agents)],
+            "updates": [replies[k].updates if k in replies else None for k in range(self.agents)],
         }
 
-    def judged(self, got: Mapping[int, Evaluated]) -> None:
-        self._record["return"] = [got[k].value if k in got else None for k in range(self.agents)]
+    def judged(self, replies: Mapping[int, Evaluated]) -> None:
+        """Record the accepted replies to evaluate messages."""
+        self._record["return"] = [replies[k].value if k in replies else None for k in range(self.agents)]
 
     def note(self, notes: Mapping[str, Any]) -> None:
         self._record |= notes
 
     def end(self) -> dict[str, Any]:
-        """The record of the round."""
+        """Return the record of the round."""
         now = time.perf_counter()
         took = [seconds for seconds in self._measured.get("took_s", []) if seconds is not None]
         working, round_s = max(took, default=0.0), now - self._round_begun
         times = self._times | {
             "round_s": round_s,
             "working_s": working,
-            # The agents' own work is waited for as well, and is no wait that could be saved.
+            # The server also waits for the agents' own work, which is not time lost.
             "waiting_s": max(self._times["waiting_s"] - working, 0.0),
-            # All of a round that is neither their work nor a judgement: messages, waiting, and making one of many.
+            # The rest of a round, without the work of agents and evaluation: messages, waiting, aggregation.
             "exchanging_s": max(round_s - working - self._times["judging_s"], 0.0),
             "wall_s": self._wall_before + now - self._begun,
         }
-        nothing = [None] * self.agents
-        judged = self._measured.get("training-return", nothing) if self._training_judges else nothing
+        unknown = [None] * self.agents
+        returns = self._measured.get("training-return", unknown) if self._training_evaluates else unknown
         return (
             self._measured
-            | {"return": judged}
+            | {"return": returns}
             | self._record
             | self._counts
-            | {"parts": self._parts, "bytes_judging": self._judging_bytes, "reasons": dict(self.reasons)}
+            | {"parts": self._parts, "bytes_judging": self._evaluation_bytes, "reasons": dict(self.reasons)}
             | {name: round(seconds, 6) for name, seconds in times.items()}
         )
 
-    def _add(self, way: str, sizes: Mapping[str, int]) -> None:
+    def _add(self, direction: str, sizes: Mapping[str, int]) -> None:
         for name, size in sizes.items():
             part = self._parts.setdefault(name, {"up": 0, "down": 0})
-            part[way] += size
+            part[direction] += size
 
 
 def _is_ours(name: str) -> bool:
@@ -133,32 +136,33 @@ def _is_ours(name: str) -> bool:
     return name == "score" or name in TRUTH or name.startswith(("kept.", "return."))
 
 
-def truth(record: Mapping[str, Any], liars: Collection[int]) -> dict[str, float]:
-    """How a round's filter did, for those who know who lied: from the ``kept.PART`` of its record.
+def truth(record: Mapping[str, Any], attackers: Collection[int]) -> dict[str, float]:
+    """Return how well a round's filter found the known attackers, from the ``kept.PART`` of its record.
 
-    ``precision``: of the agents that were dropped, the share that lied. ``recall``: of those that lied, the share that
-    was dropped. ``honest-drop``: of those that did not, the share that was dropped, and ``honest-dropped``: whether any
-    was. Every part counts for itself. An agent whose reply never reached the rule (silent, refused) counts nowhere. A
-    share of nobody is left out. So is ``precision`` where no lie reached the rule: 0 would blame the filter for lies
-    that it could not find.
+    ``precision``: the share of attackers among the dropped agents. ``recall``: the share of attackers that were
+    dropped. ``honest-drop``: the share of honest agents that were dropped. ``honest-dropped``: whether any was. Every
+    part counts by itself. An agent whose reply never reached the rule (silent, refused) does not count. A share of zero
+    agents is left out. So is ``precision`` where no attacker reached the rule, as there was nothing to find.
     """
-    said = [(agent, kept) for name, row in record.items() if name.startswith("kept.") for agent, kept in enumerate(row)]
-    lies = [not kept for agent, kept in said if kept is not None and agent in liars]
-    honest = [not kept for agent, kept in said if kept is not None and agent not in liars]
-    found = {}
-    if lies:
-        if dropped := sum(lies) + sum(honest):
-            found["precision"] = sum(lies) / dropped
-        found["recall"] = sum(lies) / len(lies)
+    verdicts = [
+        (agent, kept) for name, row in record.items() if name.startswith("kept.") for agent, kept in enumerate(row)
+    ]
+    forged = [not kept for agent, kept in verdicts if kept is not None and agent in attackers]
+    honest = [not kept for agent, kept in verdicts if kept is not None and agent not in attackers]
+    shares = {}
+    if forged:
+        if dropped := sum(forged) + sum(honest):
+            shares["precision"] = sum(forged) / dropped
+        shares["recall"] = sum(forged) / len(forged)
     if honest:
-        found |= {"honest-drop": sum(honest) / len(honest), "honest-dropped": float(any(honest))}
-    return found
+        shares |= {"honest-drop": sum(honest) / len(honest), "honest-dropped": float(any(honest))}
+    return shares
 
 
 TRUTH = ("precision", "recall", "honest-drop", "honest-dropped")
 
 
 def over_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each of these figures over the rounds that have it."""
+    """Return the mean of each of these shares over the rounds that have it."""
     values = {name: [record[name] for record in records if name in record] for name in TRUTH}
-    return {name.replace("-", "_"): sum(those) / len(those) for name, those in values.items() if those}
+    return {name.replace("-", "_"): sum(shares) / len(shares) for name, shares in values.items() if shares}

@@ -1,4 +1,4 @@
-"""Pictures of agents beside each other: who learns from whom, how far apart they are, who does well in whose world."""
+"""Pictures of the relations between agents: the communication matrix, KL over time, returns in each other's worlds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from core.outputs import check_file
 from runs.figures import F64, Records, positions, series
 from runs.plots import PICTURES
 
-# What an agent is told of agent 3's policy is the metric kl.3, of the star's average kl.average.
+# The metric of an agent's KL to agent 3 is kl.3, that to the average of a star kl.average.
 KL = "kl."
 
 
 def matrix(path: Path, C: F64, title: str = "") -> None:
-    """The communication matrix: a row per agent, and in it whom it listens to."""
+    """Draw the communication matrix: a row per agent, with the agents that pull it."""
     plt = _pyplot(path)
     size = min(max(3.5, 0.45 * len(C) + 1.5), 12)
     figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
@@ -33,14 +33,14 @@ def matrix(path: Path, C: F64, title: str = "") -> None:
     plt.close(figure)
 
 
-def crossing(path: Path, found: Mapping[str, Sequence[float]], title: str = "") -> None:
-    """How each policy does in each world: a row per policy."""
+def crossing(path: Path, returns: Mapping[str, Sequence[float]], title: str = "") -> None:
+    """Draw the return of each policy in each world: a row per policy."""
     plt = _pyplot(path)
-    values = np.array(list(found.values()))
+    values = np.array(list(returns.values()))
     policies, worlds = values.shape
     figure, axes = plt.subplots(figsize=(1.5 + 0.9 * worlds, 1.5 + 0.5 * policies), layout="constrained")
     shown = axes.imshow(values, cmap="viridis", aspect="auto")
-    axes.set_yticks(range(policies), list(found))
+    axes.set_yticks(range(policies), list(returns))
     axes.set(xticks=range(worlds), xlabel="in the world of agent", ylabel="policy of", title=title)
     dark = (values.max() + values.min()) / 2
     if worlds <= 12:
@@ -53,19 +53,19 @@ def crossing(path: Path, found: Mapping[str, Sequence[float]], title: str = "") 
 
 
 def distances(records: Records) -> tuple[list[tuple[int, str]], F64, F64]:
-    """The pairs (agent, towards whom) whose KL was measured, the steps at which it was, and the KLs (pairs, steps)."""
+    """Return the pairs (agent, other) whose KL was measured, the steps, and the KLs (pairs, steps)."""
     names = sorted({name for record in records for name in record if name.startswith(KL)}, key=_order)
     if not names:
         raise Mistake(f"the run measured no KL between agents (no '{KL}...' among its metrics)")
-    every = {name: series(records, name) for name in names}
-    pairs = [(k, name) for name in names for k in np.flatnonzero(np.isfinite(every[name]).any(axis=1)).tolist()]
-    rows = np.stack([every[name][k] for k, name in pairs])
-    some = np.isfinite(rows).any(axis=0)
-    return [(k, name.removeprefix(KL)) for k, name in pairs], positions(records, "steps")[some], rows[:, some]
+    by_name = {name: series(records, name) for name in names}
+    pairs = [(k, name) for name in names for k in np.flatnonzero(np.isfinite(by_name[name]).any(axis=1)).tolist()]
+    rows = np.stack([by_name[name][k] for k, name in pairs])
+    measured = np.isfinite(rows).any(axis=0)
+    return [(k, name.removeprefix(KL)) for k, name in pairs], positions(records, "steps")[measured], rows[:, measured]
 
 
 def heat(path: Path, records: Records, C: F64 | None = None, title: str = "") -> None:
-    """KL of every measured pair over time, a row each; those that are linked come first, above the line."""
+    """Draw the KL of every measured pair over time, a row each. Pairs with an edge come first, above the line."""
     from matplotlib.colors import LogNorm
 
     plt = _pyplot(path)
@@ -79,9 +79,9 @@ def heat(path: Path, records: Records, C: F64 | None = None, title: str = "") ->
     shown = axes.pcolormesh(edges, np.arange(len(rows) + 1), rows, norm=norm, cmap="viridis")
     if 0 < sum(linked) < len(rows):
         axes.axhline(sum(linked), color="red", linewidth=2)
-    words = [f"{pairs[i][0]} to {pairs[i][1]}" for i in order]
+    names = [f"{pairs[i][0]} to {pairs[i][1]}" for i in order]
     step = max(1, len(rows) // 40)
-    axes.set_yticks(np.arange(len(rows))[::step] + 0.5, words[::step])
+    axes.set_yticks(np.arange(len(rows))[::step] + 0.5, names[::step])
     axes.invert_yaxis()
     axes.set(xlabel="environment steps per agent", title=title)
     figure.colorbar(shown, label="KL at the exchange")
@@ -90,12 +90,13 @@ def heat(path: Path, records: Records, C: F64 | None = None, title: str = "") ->
 
 
 def _order(name: str) -> tuple[int, str]:
-    """10 comes after 9, and a name after all numbers."""
+    """Return a sort key: numbers by value, then names."""
     number = name.removeprefix(KL)
     return (int(number), "") if number.isdigit() else (10**9, number)
 
 
 def _pyplot(path: Path):  # type: ignore[no-untyped-def]
+    """Return pyplot without a display, after checking that the picture can be written."""
     check_file(path, PICTURES, "the picture")
     import matplotlib
 

@@ -96,14 +96,14 @@ def test_a_node_is_added_without_a_word_about_the_server_and_its_certificate_ren
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Mistake, match="neither the name of a machine nor an address"):
+    with pytest.raises(Mistake, match="neither a host name nor an IP address"):
         make(tmp_path / "new", "two words")
     assert not (tmp_path / "new").exists()
     make(tmp_path)
     with pytest.raises(Mistake, match=r"server.pem is not for other: --force"):
         make(tmp_path, "localhost,other")
     Authority.read(tmp_path).issue(tmp_path / "server", ["localhost", "127.0.0.1"], -DAY)
-    with pytest.raises(Mistake, match=r"server.pem ended on .*: --force"):
+    with pytest.raises(Mistake, match=r"server.pem expired on .*: --force"):
         make(tmp_path, "localhost")
     Authority.make(tmp_path)
     Authority.read(tmp_path).issue(tmp_path / "server", ["localhost", "127.0.0.1"], DAY)
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match=r"ca.key cannot be read: No such file"):
         make(tmp_path)
     (tmp_path / "ca.key").write_text("no key")
-    with pytest.raises(Mistake, match="is not in PEM, or has a password"):
+    with pytest.raises(Mistake, match="is not in PEM format, or needs a password"):
         make(tmp_path)
 
 

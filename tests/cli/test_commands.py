@@ -126,7 +126,7 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("run", "missing.toml"), "there is no file"),
         (("run", "--resume", "RUN", "--seed", "9"), "'seed' is settled"),
         (("run", "--resume", "RUN", "--set", "world.copies=3"), "'world.copies' is settled"),
-        (("run", "--resume", "RUN", "--out", "elsewhere"), "leave --out away"),
+        (("run", "--resume", "RUN", "--out", "elsewhere"), "remove --out"),
         (("run", "CONF", "--out", "RUN"), "already holds a run"),
         (("run", "CONF", "--out", "FULL"), "FULL holds other files (mine.txt): a run needs a new or an empty folder"),
         (("run", "--resume", "RUN"), "is finished, after 3 rounds and 60 steps of each agent: to go on"),
@@ -141,9 +141,9 @@ def test_two_runs_of_one_name_are_two_lines(run: Path, tmp_path: Path, monkeypat
         (("run", "CONF", "--set", "strategy=fedavg", "--set", "federation.parts=brain"), "td3 has actor, critic"),
         (("eval", "RUN", "--agent", "7"), "agents 0 to 1"),
         (("eval", "nowhere"), "holds no run"),
-        (("plot", "RUN", "--metric", "kl"), "measured no 'kl'"),
+        (("plot", "RUN", "--metric", "kl"), "has no metric 'kl'"),
         (("plot", "RUN", "--out", "x.foo"), "--out 'x.foo' must end in"),
-        (("plot", "RUN", "--x", "miles"), "--x is one of"),
+        (("plot", "RUN", "--x", "miles"), "--x must be one of"),
         (("conf", "nothing."), "no key begins"),
     ],
 )
@@ -177,16 +177,16 @@ def test_a_failure_is_one_sentence_and_exit_code_1(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("plot", "RUN", "--out", "/nonexistent/a.png"), "make the folder '/nonexistent'"),
+        (("plot", "RUN", "--out", "/nonexistent/a.png"), "create the folder '/nonexistent'"),
         (("plot", "RUN", "--out", "RUN"), "must end in .png, .pdf or .svg"),
         (("plot", "RUN", "--out", "FOLDER"), "is a folder"),
         (("plot", "RUN", "--matrix", "--out", "FILE/a.png"), "cannot be written"),
-        (("table", "RUN", "--out", "/nonexistent/a.json"), "make the folder '/nonexistent'"),
+        (("table", "RUN", "--out", "/nonexistent/a.json"), "create the folder '/nonexistent'"),
         (("table", "RUN", "--group", "--out", "RUN"), "is a folder"),
         (("table", "RUN", "--out", "/proc/a.json"), "cannot be written"),
         (("eval", "RUN", "--video", "a.avi"), ".mp4 or .gif"),
         (("eval", "RUN", "--video", "FILE/a.gif"), "--video 'FILE/a.gif' cannot be written"),
-        (("eval", "RUN", "--video", "/nonexistent/a.gif"), "make the folder '/nonexistent'"),
+        (("eval", "RUN", "--video", "/nonexistent/a.gif"), "create the folder '/nonexistent'"),
         (("eval", "RUN", "--cross", "--out", "FOLDER"), "is a folder"),
         (("eval", "RUN", "--cross", "--out", "a.jpg"), "must end in .png, .pdf or .svg"),
         (("sweep", "CONF", "--seeds", "0", "--out", "FILE"), "is a file"),
@@ -204,11 +204,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         pytest.fail("the work has begun")
 
     for name in (
-        "cli.look.read", "client.session.Session.__init__", "cli.sweep.work", "cli.demo.learn", "runs.links.matrix"
+        "runs.groups.read_runs", "client.session.Session.__init__", "cli.sweep.run_all", "cli.demo.learn",
+        "runs.links.matrix",
     ):  # fmt: skip
         monkeypatch.setattr(name, work)
     if arguments[-1] == "SWEPT":  # what a sweep makes before its first run is no work
-        monkeypatch.setattr("cli.sweep.try_out", lambda configs: None)
+        monkeypatch.setattr("cli.sweep.check_runnable", lambda configs: None)
     conf, run, file, folder, swept = (tmp_path / name for name in ("a.toml", "run", "file", "folder.png", "swept"))
     conf.write_text(CONF)
     file.write_text("x")

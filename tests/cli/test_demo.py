@@ -1,4 +1,4 @@
-"""The demonstration as a user types it: quiet off a terminal, a table of who was kept, a picture, and no traceback."""
+"""The demonstration as a user types it: quiet off a terminal, a table of kept rounds, a picture, and no traceback."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def fedrl(*arguments: object) -> tuple[int, str, str]:
     return int(ended.value.code or 0), out.getvalue(), err.getvalue()
 
 
-def test_large_lies_are_found_and_everything_is_shown(tmp_path: Path) -> None:
+def test_large_forgeries_are_dropped_and_everything_is_shown(tmp_path: Path) -> None:
     code, out, err = fedrl("demo", *SHORT, "--attack", "large-noise", "--out", tmp_path / "demo")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
     assert lines[1][:2] == ["0", "honest"]
-    assert ["9", "liar", "0", "of", "12", "rounds"] in lines
-    assert "recall 1.00" in out and "what to try next" in out
+    assert ["9", "attacker", "0", "of", "12", "rounds"] in lines
+    assert "recall 1.00" in out and "What to try next" in out
     assert str(tmp_path / "demo" / "curves.png") in out
     assert (tmp_path / "demo" / "curves.png").stat().st_size > 10_000
-    # Off a terminal: who lies, and a line every tenth round and at the end, of both runs.
-    told = err.splitlines()
-    assert "7, 8, 9 of them lie: large-noise" in told[0]
-    assert [line.split("  ")[0] for line in told[1:]] == [
-        f"{run}: round {at}/12" for run in ("with the filter", "without it") for at in (10, 12)
+    # Outside a terminal: the attackers, and a line every tenth round and at the end, of both runs.
+    lines = err.splitlines()
+    assert "attackers: 7, 8, 9 (large-noise)" in lines[0]
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        f"{run}: round {at}/12" for run in ("with the filter", "without the filter") for at in (10, 12)
     ]
     rules = {name: (tmp_path / "demo" / name / "metrics.jsonl").read_text().splitlines() for name in ("filter", "mean")}
     assert json.loads(rules["filter"][-1])["kept.policy"][-3:] == [0, 0, 0]
     assert json.loads(rules["mean"][-1])["kept.policy"] == [1] * 10
-    # The same runs in a table: where they got to, and what the filter did.
+    # The same runs in a table: where they arrived, and what the filter did.
     figures = tmp_path / "table.json"
     code, out, err = fedrl("table", tmp_path / "demo", "--group", "--reach", 9, "--x", "trajectories", "--out", figures)
     assert code == 0 and "mean 9 at trajectories" in out and not err
@@ -59,7 +59,7 @@ def test_large_lies_are_found_and_everything_is_shown(tmp_path: Path) -> None:
     assert fedrl("table", tmp_path / "demo", "--group", "--reach", 9, "--x", "days")[0] == 2
 
 
-def test_where_nobody_lies_precision_is_empty_though_honest_agents_were_dropped(tmp_path: Path) -> None:
+def test_without_attackers_precision_is_empty_though_honest_agents_were_dropped(tmp_path: Path) -> None:
     """In the metrics, in the summary and in a table beside runs that have one."""
     nobody = ("--set", "attack.byzantine=0", "--set", "attack.kind=none", "--set", "federation.sigma=0.001")
     summaries = {}
@@ -91,6 +91,6 @@ def test_a_conf_that_makes_no_sense_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "demo").exists()
 
 
-def test_who_was_kept_counts_rounds() -> None:
+def test_kept_rounds_are_counted() -> None:
     records = [{"kept.policy": [1, 0]}, {"kept.policy": [1, 1]}, {"kept.policy": [None, 0]}]
-    assert demo.who_was_kept(records, [1]) == [(0, "honest", "2 of 3 rounds"), (1, "liar", "1 of 3 rounds")]
+    assert demo.kept_rounds(records, [1]) == [(0, "honest", "2 of 3 rounds"), (1, "attacker", "1 of 3 rounds")]

@@ -16,34 +16,33 @@ import typer
 from packaging.requirements import Requirement
 
 from cli import doctor as module
-from cli.doctor import (
+from cli.doctor import doctor
+from cli.environment import check_docker, check_environment, check_path, exported
+from cli.findings import Finding, failure
+from cli.machine import (
     GIB,
-    Finding,
     check_background,
-    check_box2d,
     check_cores,
     check_disk,
-    check_docker,
-    check_environment,
-    check_extras,
     check_memory,
-    check_packages,
-    check_path,
     check_port,
-    check_python,
     check_strays,
-    doctor,
-    exported,
-    failure,
     holder,
-    installed,
     is_alive,
     is_free,
+)
+from cli.packages import (
+    BOX2D_WORLD,
+    check_box2d,
+    check_extras,
+    check_packages,
+    check_python,
+    installed,
     read_pins,
     with_extras,
 )
 from core.errors import Failure
-from flower.launch import LOCAL_LOG, background
+from flower.launch import LOCAL_LOG, background, wait
 
 PROJECT = {
     "version": "0.1.0",
@@ -128,7 +127,7 @@ def test_our_own_files_are_read() -> None:
 
 
 def test_box2d_is_tried_in_a_process_of_its_own() -> None:
-    assert check_box2d(failure([sys.executable, "-c", module.WORLD])).verdict == "ok"
+    assert check_box2d(failure([sys.executable, "-c", BOX2D_WORLD])).verdict == "ok"
     why = failure([sys.executable, "-c", "raise ImportError('undefined symbol')"])
     assert check_box2d(why) == Finding("Box2D", "ImportError: undefined symbol", "wrong", check_box2d(why).remedy)
     assert failure([sys.executable, "-c", "import os; os.abort()"]) == "it crashed"
@@ -215,6 +214,8 @@ def test_a_local_superlink_is_found_among_the_processes(tmp_path: Path) -> None:
     ]
     with subprocess.Popen([sys.executable, "-c", "input()", *words], env=WANTED, stdin=subprocess.PIPE) as process:
         try:
+            # The command line of a process that has just begun may still be empty.
+            assert wait(lambda: process.pid in background(), 10)
             assert background()[process.pid].items() >= WANTED.items()
         finally:
             process.kill()

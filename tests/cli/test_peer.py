@@ -179,7 +179,7 @@ def test_ctrl_c_ends_all_peers_and_the_run_goes_on_with_resume(tmp_path: Path) -
             process.send_signal(signal.SIGINT)
             errors = process.communicate(timeout=LONG_S)[1]
             assert process.returncode == 130, errors
-            assert "go on with: fedrl run --resume" in errors
+            assert "continue with: fedrl run --resume" in errors
         finally:
             process.kill()
 
@@ -256,7 +256,7 @@ def test_a_port_that_is_taken_at_the_last_moment_is_the_same_sentence(taken: str
 @pytest.mark.parametrize("listen", ["9500", "10.0.0.1", "10.0.0.1:x"])
 def test_listen_is_an_address(tmp_path: Path, listen: str) -> None:
     roster = {str(k): f"127.0.0.1:{free_port()}" for k in range(3)}
-    with pytest.raises(Mistake, match=f"--listen is HOST:PORT, such as 0.0.0.0:9500, not '{listen}'"):
+    with pytest.raises(Mistake, match=f"--listen must be HOST:PORT, such as 0.0.0.0:9500, not '{listen}'"):
         peer(written(tmp_path, gossip={"roster": roster}), 0, listen, out=tmp_path / "peer")
 
 

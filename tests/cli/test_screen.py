@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cli.screen import show_table
 from core.options import keys, nested, override
-from runs.config import RunConfig, configure
+from runs.config import assembled, configure
 from runs.directory import RunDirectory
 
 BOX = re.compile("[\u2500-\u257f\u2026]")  # box-drawing characters, and what stands for something cut off
@@ -67,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_in_a_pipe_every_key_is_a_line_with_its_sentence() -> None:
     lines = piped("conf").splitlines()
-    known = [(key.name, key.kind, key.range or "-", key.sentence) for key in keys(RunConfig)]
+    known = [(key.name, key.kind, key.range or "-", key.sentence) for key in keys(assembled())]
     assert [cells(line)[:1] + cells(line)[2:] for line in lines[1:]] == [list(key) for key in known]
     assert not any(BOX.search(line) for line in lines)
 
@@ -76,7 +76,7 @@ def test_in_a_pipe_every_key_is_a_line_with_its_sentence() -> None:
 def test_on_a_terminal_no_key_and_no_word_is_cut(width: int) -> None:
     printed = on_terminal(width, "conf")
     words = set(printed.split())
-    for key in keys(RunConfig):
+    for key in keys(assembled()):
         assert {key.name, *key.sentence.split(), *key.range.split()} <= words, key.name
     assert max(map(len, printed.splitlines())) <= width
     assert not BOX.search(printed)

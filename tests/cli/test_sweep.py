@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 import cli.main
-from cli import groups, sweep
+from cli import jobs, sweep
+from cli.screen import announce
 from core.errors import Mistake
 from core.options import nested, override
+from runs import groups, sweeps
 from runs.config import configure
 from runs.directory import RunDirectory
 
@@ -122,7 +124,7 @@ def test_called_again_it_does_nothing(conf, swept):
 def test_seeds_may_be_added(conf, swept, tmp_path, monkeypatch):
     out = shutil.copytree(swept[0], tmp_path / "swept")
     begun = []
-    monkeypatch.setattr(sweep, "work", lambda todo, *more: (begun.extend(run.name for run in todo), ({}, False))[1])
+    monkeypatch.setattr(sweep, "run_all", lambda todo, *more: (begun.extend(run.name for run in todo), ({}, False))[1])
     code, told, _ = fedrl("sweep", conf, *GRID[:2], "--seeds", "3", "--out", out, "--json")
     assert code == 0
     assert begun == [f"{name}/seed-3" for name in NAMES]
@@ -162,7 +164,7 @@ def test_interrupted_it_goes_on_and_one_that_is_killed_is_named(conf, tmp_path, 
     finally:
         process.kill()
     assert process.returncode == 130, said
-    assert "go on with: fedrl sweep" in said
+    assert "continue with: fedrl sweep" in said
     assert f"--out={out}" in said
     assert "Traceback" not in said
     assert processes_of(out) == []
@@ -176,8 +178,8 @@ def test_interrupted_it_goes_on_and_one_that_is_killed_is_named(conf, tmp_path, 
             one.process.kill()
         return one
 
-    start = sweep.start
-    monkeypatch.setattr(sweep, "start", start_and_kill)
+    start = jobs.start
+    monkeypatch.setattr(jobs, "start", start_and_kill)
     code, told, _ = fedrl(*words, "--json")
     assert (code, json.loads(told)["failed"]) == (1, {"seed-1": "it was ended by SIGKILL"})
     assert [record["round"] for record in runs[0].read_metrics()] == list(range(1, rounds + 1))
@@ -191,19 +193,19 @@ def test_interrupted_it_goes_on_and_one_that_is_killed_is_named(conf, tmp_path, 
         (("--grid", "work=1,none"), "'work' is a whole number"),
         (("--grid", "world.id=CartPole-v1,Carpole"), "world.id=Carpole: "),
         (("--grid", "work=1,1.0"), "asks twice for the same run: work=1.0"),
-        (("--grid", "work=1,,2"), "--grid is key=value,value"),
-        (("--grid", "work"), "--grid is key=value,value"),
+        (("--grid", "work=1,,2"), "--grid must be key=value,value"),
+        (("--grid", "work"), "--grid must be key=value,value"),
         (("--grid", "work=1", "--grid", "work=2"), "gives 'work' twice"),
-        (("--grid", "work=1", "--set", "work=2"), "'work' is given by --grid and once more"),
+        (("--grid", "work=1", "--set", "work=2"), "'work' is given by --grid and again by --set"),
         (("--grid", "seed=1,2"), "given by --seeds"),
         (("--set", "seed=1"), "given by --seeds"),
         (("--engine", "cloud"), "'engine' is one of"),
-        (("--seeds", "3:3"), "--seeds is such as"),
-        (("--seeds", "some"), "--seeds is such as"),
+        (("--seeds", "3:3"), "--seeds must be like"),
+        (("--seeds", "some"), "--seeds must be like"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(arguments, words, conf, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "start", lambda *given: pytest.fail("something was started"))
+    monkeypatch.setattr(jobs, "start", lambda *given: pytest.fail("something was started"))
     code, _, said = fedrl("sweep", conf, "--seeds", "0:2", *arguments, "--out", tmp_path / "out")
     assert code == 2
     assert words in said
@@ -212,7 +214,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(arguments, words, con
 
 
 def test_another_sweep_s_directory_is_refused(conf, swept, monkeypatch):
-    monkeypatch.setattr(sweep, "start", lambda *given: pytest.fail("something was started"))
+    monkeypatch.setattr(jobs, "start", lambda *given: pytest.fail("something was started"))
     out, _ = swept
     before = (out / "sweep.json").read_text()
     for more, words in (
@@ -223,29 +225,29 @@ def test_another_sweep_s_directory_is_refused(conf, swept, monkeypatch):
         code, _, said = fedrl("sweep", conf, *GRID, *more, "--out", out)
         assert (code, "another sweep" in said, words in said) == (2, True, True), said
     run = out / NAMES[0] / "seed-0"
-    assert "and no sweep" in fedrl("sweep", conf, *GRID, "--out", run)[2]
+    assert "but no sweep" in fedrl("sweep", conf, *GRID, "--out", run)[2]
     assert (out / "sweep.json").read_text() == before
 
 
 def test_one_sweep_at_a_time(conf, swept):
-    with sweep.alone_in(swept[0]):
+    with sweeps.locked(swept[0]):
         code, _, said = fedrl("sweep", conf, *GRID, "--out", swept[0])
     assert (code, "at work in" in said) == (2, True)
 
 
 def test_seeds_and_grids_are_read():
-    assert sweep.numbers("0:3") == [0, 1, 2]
-    assert sweep.numbers("7, 0:2,1") == [0, 1, 7]
+    assert sweeps.parse_seeds("0:3") == [0, 1, 2]
+    assert sweeps.parse_seeds("7, 0:2,1") == [0, 1, 7]
     text = 'ppo.hidden=[64,64],[8], 9 ,{"a":[1,2],"b":"x,]"}'
-    assert sweep.grid_of([text]) == {"ppo.hidden": ["[64,64]", "[8]", "9", '{"a":[1,2],"b":"x,]"}']}
+    assert sweeps.parse_grid([text]) == {"ppo.hidden": ["[64,64]", "[8]", "9", '{"a":[1,2],"b":"x,]"}']}
 
 
 def test_folders_of_odd_values_differ():
     axes = {"world.physics": ['{"length":1}', '{"length":2}', '{"length" 1}'][:2], "ppo.hidden": ["[8,8]", '"8,9"']}
-    found = sweep.combine({}, axes, "conf")
+    found = sweeps.combine({}, axes, "conf")
     assert len({one.folder for one in found}) == len(found) == 4
     assert all("/" not in one.folder and '"' not in one.folder for one in found)
-    assert sweep.combine({}, {}, "conf")[0].name == "conf"
+    assert sweeps.combine({}, {}, "conf")[0].name == "conf"
 
 
 # --- runs in groups ---------------------------------------------------------------------------------------------------
@@ -265,11 +267,11 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group(tmp_path):
         for rule in ("krum", "mean"):
             more = ("engine=ray", "tensorboard=false", "threads=2", "checkpoints=9") if seed == 1 else ()
             made(tmp_path / rule / f"{seed}", f"seed={seed}", f"federation.rule={rule}", "strategy=fedavg", *more)
-    found = groups.grouped(groups.read([tmp_path]))
+    found = groups.grouped(groups.read_runs([tmp_path], announce), announce)
     assert list(found) == ["federation.rule=krum", "federation.rule=mean"]
     assert [[run.conf["seed"] for run in group] for group in found.values()] == [["0", "1", "2"]] * 2
-    assert list(groups.grouped(groups.read([tmp_path / "krum"]))) == ["ppo, CartPole-v1"]
-    assert list(groups.grouped(groups.read([tmp_path / "krum" / "2"]))) == ["2"]
+    assert list(groups.grouped(groups.read_runs([tmp_path / "krum"], announce), announce)) == ["ppo, CartPole-v1"]
+    assert list(groups.grouped(groups.read_runs([tmp_path / "krum" / "2"], announce), announce)) == ["2"]
     code, _, said = fedrl("plot", tmp_path, "--x", "bytes", "--each", "--out", tmp_path / "a.png")
     assert code == 0, said
     assert (tmp_path / "a.png").stat().st_size > 1000
@@ -299,7 +301,7 @@ def test_a_sweep_over_a_key_that_makes_no_other_experiment_has_a_group_per_value
     for seed in (0, 1):
         for engine in ("local", "ray"):
             made(tmp_path / f"{engine}-{seed}", f"seed={seed}", f"engine={engine}", "strategy=fedavg")
-    found = groups.grouped(groups.read([tmp_path]))
+    found = groups.grouped(groups.read_runs([tmp_path], announce), announce)
     assert {label: sorted(run.name for run in group) for label, group in found.items()} == {
         f"engine={engine}": [f"{engine}-0", f"{engine}-1"] for engine in ("local", "ray")
     }
@@ -311,7 +313,7 @@ def test_where_peers_were_reached_makes_no_other_experiment(tmp_path):
     for seed in range(2):
         where = f'gossip.roster={{"0":"127.0.0.1:{7000 + seed}","1":"127.0.0.1:{8000 + seed}"}}'
         made(tmp_path / f"{seed}", f"seed={seed}", where, "strategy=fedpg-dec", "algorithm=policy-gradient")
-    assert list(groups.grouped(groups.read([tmp_path]))) == ["policy-gradient, CartPole-v1"]
+    assert list(groups.grouped(groups.read_runs([tmp_path], announce), announce)) == ["policy-gradient, CartPole-v1"]
 
 
 def test_labels_say_what_differs():
@@ -326,25 +328,25 @@ def test_labels_say_what_differs():
 def test_keys_of_another_algorithm_make_no_group(tmp_path):
     for seed in (0, 1):
         made(tmp_path / f"{seed}", f"seed={seed}", f"td3.batch={100 + seed}")
-    assert len(groups.grouped(groups.read([tmp_path]))) == 1
+    assert len(groups.grouped(groups.read_runs([tmp_path], announce), announce)) == 1
 
 
 def test_a_seed_that_is_there_twice_is_said(tmp_path, capsys):
-    runs = groups.read([made(tmp_path / "a"), made(tmp_path / "b")])
-    assert len(groups.grouped(runs)) == 1
-    assert "seed 0 is there more than once: a, b" in capsys.readouterr().err
+    runs = groups.read_runs([made(tmp_path / "a"), made(tmp_path / "b")], announce)
+    assert len(groups.grouped(runs, announce)) == 1
+    assert "seed 0 appears more than once; each of these runs counts as a seed: a, b" in capsys.readouterr().err
 
 
 def test_runs_without_metrics_are_left_out_below_a_directory_and_refused_by_name(tmp_path, capsys):
     made(tmp_path / "begun", returns=())
     made(tmp_path / "good")
-    assert [run.name for run in groups.read([tmp_path])] == ["good"]
+    assert [run.name for run in groups.read_runs([tmp_path], announce)] == ["good"]
     assert "left out" in capsys.readouterr().err
     with pytest.raises(Mistake, match="begun has no metrics yet"):
-        groups.read([tmp_path / "begun"])
+        groups.read_runs([tmp_path / "begun"], announce)
     (tmp_path / "empty").mkdir()
     with pytest.raises(Mistake, match="holds no run"):
-        groups.read([tmp_path / "empty"])
+        groups.read_runs([tmp_path / "empty"], announce)
 
 
 def test_where_the_shortest_run_ends_is_said(tmp_path):

@@ -211,7 +211,7 @@ class TestOverride:
             override({}, [setting])
 
     def test_a_value_is_not_a_table(self) -> None:
-        with pytest.raises(Mistake, match=r"'agents\.x' goes into 'agents', which is a value"):
+        with pytest.raises(Mistake, match=r"'agents\.x' needs the table 'agents', which is a value"):
             override({"agents": 1}, ["agents.x=1"])
 
 

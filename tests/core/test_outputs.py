@@ -15,8 +15,8 @@ from core.outputs import check_file, check_folder
     ("name", "words"),
     [
         ("a.foo", "must end in .png or .pdf"),
-        ("folder.png", "must be a file and is a folder"),
-        ("nowhere/a.png", "make the folder"),
+        ("folder.png", "must be a file but is a folder"),
+        ("nowhere/a.png", "create the folder"),
         ("file/a.png", "cannot be written"),
         ("/proc/a.png", "cannot be written"),
         (f"{'a' * 300}.png", "cannot be written"),

@@ -42,7 +42,7 @@ def test_an_empty_folder_and_the_log_of_a_sweep_are_no_other_files(tmp_path):
 
 def test_a_file_in_its_place_is_a_failure(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(Failure, match="could not be made"):
+    with pytest.raises(Failure, match="could not be created"):
         RunDirectory.create(tmp_path / "run", {})
     assert (tmp_path / "run").read_text() == "mine"
 
@@ -179,7 +179,7 @@ def test_metrics_that_are_none_are_refused_in_a_sentence(tmp_path, content):
     run = RunDirectory.create(tmp_path / "run", {})
     run.metrics.unlink()
     os.mkfifo(run.metrics) if content is None else run.metrics.write_bytes(content)
-    with pytest.raises(Mistake, match=r"metrics\.jsonl (is not of a run|cannot be read)"):
+    with pytest.raises(Mistake, match=r"metrics\.jsonl (is not the metrics of a run|cannot be read)"):
         run.read_metrics()
 
 

@@ -56,14 +56,14 @@ def test_runs_that_never_meet_are_a_point():
     np.testing.assert_array_equal(both.rows, [[1], [3]])
 
 
-def test_rounds_that_judged_nobody_are_left_out():
+def test_rounds_without_an_evaluation_are_left_out():
     records = [record(10, [None, None]), record(20, [5.0, None]), record(30, [None, None]), record(40, [7.0, 9.0])]
     one = figures.curve([records])
     np.testing.assert_array_equal(one.at, [20, 40])
     np.testing.assert_array_equal(one.rows, [[5, 7], [np.nan, 9]])
     # In a group, who was not judged is not missed in the mean.
     np.testing.assert_array_equal(figures.curve([records, records]).rows, [[5, 8], [5, 8]])
-    with pytest.raises(Mistake, match="nothing was measured in 1 rounds"):
+    with pytest.raises(Mistake, match="no agent measured it in 1 rounds"):
         figures.curve([[record(10, [None])]])
 
 
@@ -86,7 +86,7 @@ def test_seconds_and_trajectories():
     np.testing.assert_array_equal(figures.positions(records, "wall"), [0.5, 1.5, 2.5])
     # An agent that was not heard of stands where it stood, at first at nothing.
     np.testing.assert_array_equal(figures.positions(records, "trajectories"), [1, 3.5, 4.5])
-    with pytest.raises(Mistake, match="measured no 'trajectories'"):
+    with pytest.raises(Mistake, match="has no metric 'trajectories'"):
         figures.positions([record(1, [0.0])], "trajectories")
 
 
@@ -95,13 +95,13 @@ def test_any_metric_of_agents():
     np.testing.assert_array_equal(figures.curve([records], "loss").rows, [[1], [3]])
 
 
-def test_final_is_the_last_time_that_anybody_was_judged():
+def test_final_is_the_last_evaluation():
     records = [record(10, [1.0, 2.0, 3.0]), record(20, [8.0, None, 4.0], wall=2.0), record(30, [None] * 3, wall=3.0)]
     assert figures.final(records) == {
         "agents": 3, "steps": 30, "mean": 6.0, "std": 2.0, "worst": 4.0, "best": 8.0, "returns": [8.0, None, 4.0],
         "wall_s": 3.0,
     }  # fmt: skip
-    with pytest.raises(Mistake, match="judged nobody"):
+    with pytest.raises(Mistake, match="has not evaluated its agents"):
         figures.final([record(10, [None])])
 
 

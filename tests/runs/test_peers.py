@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cli.groups import read, together
 from runs import checkpoints
 from runs.directory import RunDirectory
+from runs.groups import join_peers, read_runs
 from runs.peers import Together, joined, save_weights
 
 
@@ -78,7 +78,7 @@ def test_plots_and_tables_see_one_run(tmp_path: Path) -> None:
             run.log(record(peer, number))
     other = made(tmp_path / "other", seed=5)
     other.log({"round": 1, "return": [1.0, 2.0], "steps": [5, 5]})
-    found = {run.name: run.records for run in read([tmp_path])}
+    found = {run.name: run.records for run in read_runs([tmp_path], print)}
     assert [one["return"] for one in found["peer-0"]] == [[1.0, 11.0], [2.0, 12.0]]
     assert len(found) == 2 and found["other"][0]["return"] == [1.0, 2.0]
 
@@ -88,5 +88,5 @@ def test_peers_of_a_run_that_is_there_are_in_it(tmp_path: Path) -> None:
     run.log({"round": 1, "return": [1.0, 2.0], "steps": [5, 5]})
     for peer in range(2):
         made(tmp_path / "run" / "peers" / str(peer)).log(record(peer, 1))
-    assert [one.name for one in read([tmp_path])] == ["run"]
-    assert together(read([tmp_path])) == read([tmp_path])
+    assert [one.name for one in read_runs([tmp_path], print)] == ["run"]
+    assert join_peers(read_runs([tmp_path], print)) == read_runs([tmp_path], print)
