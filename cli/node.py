@@ -106,15 +106,17 @@ def node(
     from core import modules, registry
     from flower.fleet import Address, Key
     from gossip.member import Door, make_party
+    from runs import digest
     from strategies.messages import is_address
 
     for option, text in (("--peers", peers), ("--listen", listen)):
         if text and not is_address(text if door(text, 0) == text else f"{text}:1"):
             raise Mistake(f"{option} is HOST or HOST:PORT, such as 10.0.0.5:9500, not '{text}'")
-    if worlds:
-        modules.look_in(Path.cwd())
     plugins = list(plugin or ())
+    if worlds or plugins:
+        modules.look_in(Path.cwd())
     registry.load(plugins)
+    digest.of_plugins(registry.loaded())  # now: files that change later are not what this process runs
     folder = state or snapshots()
     try:
         folder.mkdir(parents=True, exist_ok=True)

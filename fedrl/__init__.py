@@ -12,11 +12,12 @@ def my_rule(rows, given):
     return rows.mean(axis=0)
 """
 
-from agents.fleet import Fleet, Report, agent
+from agents.fleet import Bounds, Episode, Fleet, Report, agent
 from attacks.attack import About, attack
 from attacks.false_worlds import FalseWorlds
 from core.errors import Failure, Mistake
 from core.options import option
+from core.streams import Streams
 from envs import Step, WorldConfig, Worlds, world
 from fedrl.run import Policy, Run, evaluate, load, resume, run
 from strategies.fedavg import FedAvg
@@ -28,7 +29,7 @@ from strategies.push_sum import Gossip
 from strategies.rules.rule import Given, TooFewError, Verdict, rule
 
 __all__ = [
-    "About", "Failure", "FalseWorlds", "FedAvg", "Federation", "Fleet", "Given", "Gossip", "Mistake", "Peers", "Policy",
-    "Report", "Run", "Step", "TooFewError", "Verdict", "WorldConfig", "Worlds", "agent", "attack", "evaluate", "load",
-    "option", "resume", "rule", "run", "strategy", "topology", "world",
+    "About", "Bounds", "Episode", "Failure", "FalseWorlds", "FedAvg", "Federation", "Fleet", "Given", "Gossip",
+    "Mistake", "Peers", "Policy", "Report", "Run", "Step", "Streams", "TooFewError", "Verdict", "WorldConfig", "Worlds",
+    "agent", "attack", "evaluate", "load", "option", "resume", "rule", "run", "strategy", "topology", "world",
 ]  # fmt: skip

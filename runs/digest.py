@@ -52,10 +52,13 @@ def of_plugins(plugins: Mapping[str, str]) -> dict[str, str]:
     return {name: _of_module(module)[:16] for name, module in sorted(plugins.items())}
 
 
+@cache
 def _of_module(module: str) -> str:
-    """The digest of the Python files of a module: of itself, or of all its package."""
-    spec = find_spec(module)
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
+    """The digest of the Python files of a module's whole package, or of a module that is a file by itself.
+
+    Once read, it stays, as the module in memory does."""
+    spec = find_spec(module.partition(".")[0])
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
     files = {f"{path.relative_to(folder)}": path for folder in folders for path in folder.rglob("*.py")}
     if not files and spec is not None and spec.origin:
         files = {Path(spec.origin).name: Path(spec.origin)}

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from client.answers import exchangeable
 from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
-from runs.config import PLUGINS, RunConfig, from_flower, written
+from runs.config import RunConfig, allowed_plugins, from_flower, written
 from runs.directory import RunDirectory
 from runs.report import describe, finish
 from server.federate import check, federate, refuse_certificates
@@ -80,8 +80,7 @@ def show(words: str) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Run a federation from the configuration that Flower hands over."""
     flat = context.run_config
-    named = os.environ.get(PLUGINS)
-    config = from_flower(flat, named.split(",") if named is not None else [])
+    config = from_flower(flat, allowed_plugins())
     if config.engine == "local":  # whatever the configuration says, agents are elsewhere
         config = replace(config, engine="grpc")
     refuse_certificates(config)
