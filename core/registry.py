@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from importlib import metadata
+from keyword import iskeyword
 from typing import Any
 
 from core import modules
@@ -43,6 +44,8 @@ class Thing:
     home: str
 
 
+_TABLE = re.compile(r"[a-z][a-z0-9-]*")
+_reserved: dict[str, type[Any] | None] = {}
 _things: dict[tuple[str, str], Thing] = {}
 _loading: list[str] = []
 _plugins: dict[str, str] = {}  # names under which plugins were asked for -> their modules
@@ -65,12 +68,28 @@ def register(
     if other is not None and not other.home == home == SCRIPT:
         raise Mistake(f"{_who(thing)}: {_who(other)} has that name already; choose another")
     for table, options in thing.tables.items():
-        if not is_dataclass(options):
-            raise Mistake(f"{_who(thing)}: its options '{table}' are no dataclass (see fedrl.option)")
-        for known in _things.values():
-            if known is not other and known.tables.get(table, options) is not options:
-                raise Mistake(f"{_who(thing)}: the table [{table}] belongs to {_who(known)} already")
+        _check_table(thing, table, options, other)
     _things[kind, name] = thing
+
+
+def reserve(tables: Mapping[str, type[Any] | None]) -> None:
+    """Keep names of tables for keys of every run. A class that stands beside one may have it."""
+    _reserved.update(tables)
+
+
+def _check_table(thing: Thing, table: str, options: type[Any], replaced: Thing | None) -> None:
+    if not is_dataclass(options):
+        raise Mistake(f"{_who(thing)}: its options '{table}' are no dataclass (see fedrl.option)")
+    if not _TABLE.fullmatch(table) or iskeyword(table):
+        raise Mistake(
+            f"{_who(thing)}: its options are the table [{table}], and the name of a table has small letters, digits "
+            f"and '-', such as [my-{thing.kind}]: choose another name"
+        )
+    if _reserved.get(table, options) is not options:
+        raise Mistake(f"{_who(thing)}: [{table}] is a key of every run, and cannot be its table: choose another name")
+    for known in _things.values():
+        if known is not replaced and known.tables.get(table, options) is not options:
+            raise Mistake(f"{_who(thing)}: the table [{table}] belongs to {_who(known)} already: choose another name")
 
 
 def get(kind: str, name: str, key: str = "") -> Thing:

@@ -42,7 +42,11 @@ def world(name: str, *, horizon: int = 0) -> Callable[[Class], Class]:
             gymnasium.register(id=name, entry_point=cast(Any, value), max_episode_steps=horizon or None)
         elif inspect.isclass(value) and issubclass(value, Worlds):
             make: Any = value
-            _register(name, lambda config, seeds, numbers, render, purpose: make(config, seeds, numbers, purpose), value.__module__)
+            _register(
+                name,
+                lambda config, seeds, numbers, render, purpose: make(config, seeds, numbers, purpose),
+                value.__module__,
+            )
         else:
             raise Mistake(f"the world '{name}' is neither a gymnasium.Env nor a subclass of fedrl.Worlds")
         return value

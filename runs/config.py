@@ -164,6 +164,10 @@ class RunConfig:
         chosen(self).check(self)
 
 
+registry.reserve({dashed(field.name): None for field in dataclasses.fields(RunConfig)})
+registry.reserve({DIRECTORY: None, NAME: None, PLUGIN_OPTIONS: None, PLUGIN_CODE: None})
+registry.reserve({"federation": FederationConfig})
+
 # Where a graph is named: the table, and its key.
 _GRAPHS = (("gossip", "topology"), ("kl", "matrix"))
 _INLINED = {("gossip", "topology"): topology.inlined, ("kl", "matrix"): matrix.inlined}
@@ -174,9 +178,6 @@ def assembled() -> type[RunConfig]:
     """Return the configuration with a field for every table that is registered by now."""
     base = {field.name for field in dataclasses.fields(RunConfig)}
     tables = {name.replace("-", "_"): kind for name, kind in registry.tables().items()}
-    for name, kind in tables.items():
-        if name in base and name != "federation":
-            raise Mistake(f"the table [{dashed(name)}] of {kind.__qualname__} has the name of a key of every run")
     own = tuple((name, kind) for name, kind in tables.items() if name not in base)
     if own not in _assembled:
         fields = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in own]
