@@ -191,3 +191,13 @@ def test_a_run_of_which_no_round_is_the_best_says_so(tmp_path: Path) -> None:
 
 def returns(run: fedrl.Run) -> list[Any]:
     return [record["return"] for record in run.records]
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path) -> None:
+    (code,) = re.findall(r"## From Python\n\n```python\n(.*?)```", (lab.ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "conf").symlink_to(lab.ROOT / "conf")
+    shorter = re.sub(r"rounds=(\d)0", r"rounds=\1", code).replace("episodes=50", "episodes=2")
+    assert shorter != code
+    done = lab.python(shorter, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "middle.png").exists()
