@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import tomli_w
 
 import fedrl
 from client.party import Party
+from client.session import Session
 from core import modules, registry
 from flower.launch import processes, start_node, superlink, wait
+from gossip.peer import identity
+from runs import digest
 from runs.config import PLUGIN_CODE, PLUGIN_OPTIONS, PLUGINS, flat_for_flower, from_flower
 from runs.directory import RunDirectory, read_toml
 from tests.fedrl import lab
@@ -276,6 +280,27 @@ def test_options_of_a_plugin_travel_in_one_key(folder: Path) -> None:
     assert "fedavgm" not in str(flat_for_flower(fedrl.load(folder / "run").config))
     with pytest.raises(fedrl.Mistake, match="'plugin-options' is JSON"):
         from_flower(flat | {PLUGIN_OPTIONS: "{"})
+
+
+def test_peers_know_each_other_by_the_files_of_their_plugins(folder: Path) -> None:
+    run = fedrl.run(conf(folder, "peers"), out=folder / "run", quiet=True, rounds=1)
+    with closing(Session(run.config, [0])) as session:
+        first = identity(run.config, session, 0)
+        changed = folder / "lab" / "peers.py"
+        changed.write_text(changed.read_text().replace("// number", "// (number + 1)"))
+        same = identity(run.config, session, 0)  # what is in memory is still the former file
+        digest._of_module.cache_clear()
+        other = identity(run.config, session, 0)
+    assert first.app == same.app != other.app
+    assert (first.conf, first.layout) == (other.conf, other.layout)
+
+
+def test_a_node_finds_its_plugins_in_the_working_directory(folder: Path) -> None:
+    words = ["node", "--superlink", "127.0.0.1:1", "--insecure", "--agents", "0", "--give-up", "1", "--state", "state"]
+    done = lab.typed(*words, "--plugin", "lab.rules", cwd=folder)
+    assert done.returncode == 1 and "no SuperLink served us" in done.stderr
+    done = lab.typed(*words, "--plugin", "lab.absent", cwd=folder)
+    assert done.returncode == 2 and "lab.absent" in done.stderr
 
 
 @pytest.mark.slow
