@@ -252,7 +252,7 @@ def agent(name: str) -> Callable[[Class], Class]:
             if getattr(value, method) is getattr(Fleet, method):
                 raise Mistake(f"the agent '{name}' lacks '{method}', which every learner has")
         config = getattr(value, "Config", None)
-        registry.register("agent", name, value, {name: config} if config else None)
+        registry.register("agent", name, value, {name: config} if config else None, value.__module__)
         return value
 
     return decorate

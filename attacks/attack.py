@@ -80,7 +80,7 @@ def attack(name: str, *, per_recipient: bool = False, options: type[Any] | None 
             found = Attack(forge=value, per_recipient=per_recipient)
         else:
             raise Mistake(f"the attack '{name}' takes (rows, streams, about), not {inspect.signature(value)}")
-        registry.register("attack", name, found, {name: options} if options else None)
+        registry.register("attack", name, found, {name: options} if options else None, value.__module__)
         return value
 
     return decorate

@@ -97,12 +97,14 @@ def node(
     from core import modules, registry
     from flower.keys import Address, Key
     from gossip.member import make_party
+    from runs import digest
 
     check_doors(peers, listen)
-    if worlds:
-        modules.look_in(Path.cwd())
     plugins = list(plugin or ())
+    if worlds or plugins:
+        modules.look_in(Path.cwd())
     registry.load(plugins)
+    digest.of_plugins(registry.loaded())  # now: files that change later are not what this process runs
     folder = state or snapshots()
     create(folder)
     with claimed_numbers(claim, folder, numbers) as numbers:

@@ -18,7 +18,7 @@ from attacks.plan import Silence
 from client.party import Party, run_name
 from core.errors import Mistake
 from flower.fleet import FAILED
-from runs.config import Flat
+from runs.config import Flat, allowed_plugins
 
 _here: dict[tuple[Path, str, int], Party] = {}
 
@@ -29,7 +29,8 @@ def make_app(flat: Flat | None = None, state: Path | None = None) -> ClientApp:
 
     def reply(message: Message, context: Context) -> Message:
         config = context.run_config if flat is None else flat
-        party = _party(context, config, state or snapshots())
+        # Whoever gives the run by hand has named its plugins.
+        party = _party(context, config, state or snapshots(), allowed_plugins() if flat is None else None)
         try:
             return Message(party.answer(message, keep=True), reply_to=message)
         except Silence as silence:  # Flower requires a reply from an app
@@ -53,13 +54,13 @@ def snapshots() -> Path:
     return Path(os.environ.get("FEDRL_STATE") or Path(tempfile.gettempdir()) / f"fedrl-{os.getuid()}")
 
 
-def _party(context: Context, config: Any, state: Path) -> Party:
+def _party(context: Context, config: Any, state: Path, allowed: list[str] | None) -> Party:
     number, name = number_of(context), run_name(config, context.run_id)
     key = (state, name, number)
     if key not in _here:
         for old in [other for other in _here if other[:2] != key[:2]]:
             _here.pop(old).close()
-        _here[key] = Party(number, config, name, state)
+        _here[key] = Party(number, config, name, state, plugins=allowed)
     return _here[key]
 
 

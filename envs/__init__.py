@@ -35,14 +35,18 @@ def world(name: str, *, horizon: int = 0) -> Callable[[Class], Class]:
         if inspect.isclass(value) and issubclass(value, gymnasium.Env):
             if not re.fullmatch(r"[\w.-]+-v\d+", name):
                 raise Mistake(f"the world '{name}' has a version at its end, such as {name}-v0")
-            gymnasium.register(id=name, entry_point=cast(Any, value), max_episode_steps=horizon or None)
             # By its module, so that processes that step it can find it.
             _register(name, lambda config, seeds, numbers, render, purpose: GymWorlds(
                 replace(config, id=f"{value.__module__}:{name}"), seeds, render, purpose
-            ))  # fmt: skip
+            ), value.__module__)  # fmt: skip
+            gymnasium.register(id=name, entry_point=cast(Any, value), max_episode_steps=horizon or None)
         elif inspect.isclass(value) and issubclass(value, Worlds):
             make: Any = value
-            _register(name, lambda config, seeds, numbers, render, purpose: make(config, seeds, numbers, purpose))
+            _register(
+                name,
+                lambda config, seeds, numbers, render, purpose: make(config, seeds, numbers, purpose),
+                value.__module__,
+            )
         else:
             raise Mistake(f"the world '{name}' is neither a gymnasium.Env nor a subclass of fedrl.Worlds")
         return value
@@ -50,8 +54,8 @@ def world(name: str, *, horizon: int = 0) -> Callable[[Class], Class]:
     return decorate
 
 
-def _register(name: str, maker: Maker) -> None:
-    registry.register("world", name, maker)
+def _register(name: str, maker: Maker, home: str = registry.BUILT_IN) -> None:
+    registry.register("world", name, maker, home=home)
 
 
 def make_worlds(

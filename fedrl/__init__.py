@@ -13,11 +13,12 @@ def my_rule(rows, given):
 """
 
 from agents.fleet import Fleet, agent
-from agents.report import Report
+from agents.report import Bounds, Episode, Report
 from attacks.attack import About, attack
 from attacks.false_worlds import FalseWorlds
 from core.errors import Failure, Mistake
 from core.options import option
+from core.streams import Streams
 from envs import Step, WorldConfig, Worlds, world
 from fedrl.run import Policy, Run, evaluate, load, resume, run
 from strategies.fedavg import FedAvg
@@ -29,7 +30,7 @@ from strategies.push_sum import Gossip
 from strategies.rules.rule import Given, TooFewError, Verdict, rule
 
 __all__ = [
-    "About", "Failure", "FalseWorlds", "FedAvg", "Federation", "Fleet", "Given", "Gossip", "Mistake", "Peers", "Policy",
-    "Report", "Run", "Step", "TooFewError", "Verdict", "WorldConfig", "Worlds", "agent", "attack", "evaluate", "load",
-    "option", "resume", "rule", "run", "strategy", "topology", "world",
+    "About", "Bounds", "Episode", "Failure", "FalseWorlds", "FedAvg", "Federation", "Fleet", "Given", "Gossip",
+    "Mistake", "Peers", "Policy", "Report", "Run", "Step", "Streams", "TooFewError", "Verdict", "WorldConfig", "Worlds",
+    "agent", "attack", "evaluate", "load", "option", "resume", "rule", "run", "strategy", "topology", "world",
 ]  # fmt: skip

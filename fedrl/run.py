@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from client.session import Session
 from core import modules
 from core.errors import Mistake
 from core.options import dashed, override
+from core.outputs import check_file
 from core.streams import Streams
 from fedrl import running
 from runs import checkpoints, figures, plots
-from runs.config import RunConfig, configure, from_user, unused
+from runs.config import RunConfig, configure, from_user, refuse_unused, unused
 from runs.directory import RunDirectory
 from runs.report import describe
 from server.stop import interruptible
@@ -33,21 +34,28 @@ F64 = NDArray[np.float64]
 class Policy:
     """The policy of one agent: observations in, actions out, both numpy arrays."""
 
-    def __init__(self, session: Session, learned: Mapping[str, NDArray[Any]], agent: int) -> None:
-        self.agent, self._session = agent, session
+    def __init__(self, session: Session, learned: Mapping[str, NDArray[Any]], agent: int, seed: int = 0) -> None:
+        self.agent, self.seed, self._session = agent, seed, session
+        self._streams: dict[int, Streams] = {}  # by the size of a batch
         self._session.fleet.load_learned(learned)
 
-    def act(self, obs: Any, sample: bool = False, seed: int = 0) -> NDArray[Any]:
+    def act(self, obs: Any, sample: bool = False) -> NDArray[Any]:
         """Return the action for an observation (o,), or the actions for a batch of them (b, o).
 
-        The likeliest action; ``sample`` draws one as in training, from ``seed``.
+        The likeliest action; ``sample`` draws one as in training, another one in each call.
         """
         fleet, space = self._session.fleet, self._session.worlds.observation_space
-        given = np.asarray(obs, np.float32)
+        try:
+            given = np.asarray(obs, np.float32)
+        except (TypeError, ValueError):
+            raise Mistake(f"an observation of this world is {list(space.shape)} numbers, not {obs!r}") from None
         if given.shape[-len(space.shape) :] != space.shape or given.ndim > len(space.shape) + 1:
             raise Mistake(f"an observation of this world is {list(space.shape)}, not {list(given.shape)}")
         batch = given.reshape(1, -1, *space.shape)
-        streams = Streams([seed], "policy of a user", lanes=batch.shape[1]) if sample else None
+        width = batch.shape[1]
+        if sample and width not in self._streams:
+            self._streams[width] = Streams([self.seed], "policy of a user", lanes=width)
+        streams = self._streams[width] if sample else None
         actions: NDArray[Any] = np.asarray(fleet.act(batch, streams))[0]
         return actions if given.ndim > len(space.shape) else actions[0]
 
@@ -90,11 +98,13 @@ class Run:
             return found
         return figures.summary(self.records)
 
-    def policy(self, agent: int = 0, best: bool = False) -> Policy:
-        """Return an agent's policy: that of the last round, or of the best one."""
+    def policy(self, agent: int = 0, best: bool = False, seed: int = 0) -> Policy:
+        """Return an agent's policy: that of the last round, or of the best one. ``seed`` is for sampled actions."""
         config = self._one(agent)
-        session = Session(replace(config, evaluate_episodes=0), [agent])
-        return Policy(session, self._rows(agent, best), agent)
+        world = replace(config.world, workers=0)  # it is not stepped
+        return Policy(
+            Session(replace(config, evaluate_episodes=0, world=world), [agent]), self._rows(agent, best), agent, seed
+        )
 
     def evaluate(self, episodes: int = 20, best: bool = False, **changes: Any) -> F64:
         """Return the returns (agents, episodes) of the policies in their worlds.
@@ -111,7 +121,10 @@ class Run:
 
     def plot(self, out: Path | str | None = None, metric: str = "return", x: str = "steps") -> Path:
         """Draw a metric over steps, trajectories, bytes or seconds; returns the path of the picture."""
+        if x not in plots.AXES:
+            raise Mistake(f"'x' is one of {', '.join(plots.AXES)}, not {x!r}")
         path = Path(out) if out is not None else self.path / f"{metric}.png"
+        check_file(path, plots.PICTURES)
         plots.draw(path, {self.path.name: figures.curve([self.records], metric, x)}, "", metric, x)
         return path
 
@@ -147,15 +160,16 @@ def run(
     *,
     out: Path | str | None = None,
     seed: int | None = None,
-    plugins: tuple[str, ...] | list[str] = (),
+    plugins: Sequence[str] = (),
     nodes: int = 0,
     quiet: bool = False,
     **changes: Any,
 ) -> Run:
     """Run a conf (a path, a dict, or nothing but ``changes``) until its end; returns the run.
 
-    ``changes`` are put over the conf: ``agents=4``, ``ppo={"learning_rate": 1e-3}``. A line per round is shown unless
-    ``quiet``. In a script, Ctrl-C ends the round in progress and leaves a run that ``fedrl.resume`` goes on with.
+    ``changes`` are put over the conf: ``agents=4``, ``ppo={"learning_rate": 1e-3}``. ``plugins`` are modules that
+    register things of your own. A line per round is shown unless ``quiet``. In a script, Ctrl-C ends the round in
+    progress and leaves a run that ``fedrl.resume`` goes on with.
     """
     given = _dashed(changes) | ({"seed": seed} if seed is not None else {})
     if isinstance(conf, str | Path):
@@ -168,7 +182,8 @@ def run(
         modules.look_in(Path.cwd())
         values, stem = _dashed(conf or {}), "run"
     merged = _merged(values, given)
-    config = from_user(running.with_plugins(merged, list(plugins)))
+    config = from_user(running.with_plugins(merged, [plugins] if isinstance(plugins, str) else plugins))
+    refuse_unused(_settings(given), [config])
     words = unused(merged, config)
     where = Path(out) if out is not None else running.place(stem)
     _execute(config, where, [words] if words else [], quiet, nodes, resume=False)
@@ -177,8 +192,7 @@ def run(
 
 def resume(path: Path | str, *, quiet: bool = False, nodes: int = 0, **changes: Any) -> Run:
     """Go on with an interrupted run, or with a finished one that gets a later end: ``rounds=200``."""
-    settings = [f"{key}={value}" for key, value in _dashed(changes).items()]
-    _execute(running.resumed(Path(path), settings), Path(path), [], quiet, nodes, resume=True)
+    _execute(running.resumed(Path(path), list(_settings(_dashed(changes)))), Path(path), [], quiet, nodes, resume=True)
     return Run(path)
 
 
@@ -221,6 +235,15 @@ def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
         dashed(key): _dashed(value) if isinstance(value, Mapping) and key not in _FREE else value
         for key, value in values.items()
     }
+
+
+def _settings(values: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Changes as the command line writes them: ``federation.wait-s=3``."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in _FREE:
+            yield from _settings(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}={json.dumps(value, default=str)}"
 
 
 # Tables whose keys are names of the world's own.

@@ -21,8 +21,7 @@ from gossip.handshakes import counted
 from gossip.local import Identity, Patience, Tls
 from gossip.run import gossip
 from gossip.wire import Wire
-from runs import digest
-from runs.config import RunConfig
+from runs.config import RunConfig, running_code
 from runs.directory import RunDirectory
 from strategies.messages import is_address
 from strategies.method import chosen
@@ -130,14 +129,16 @@ def roster(config: RunConfig) -> dict[int, str]:
 
 def identity(config: RunConfig, session: Session, number: int) -> Identity:
     """Return the identity of a peer, with the digest of the keys that all peers of a run share."""
+    # A table that the run does not read may be missing elsewhere: its plugin need not be installed there.
+    others = tuple(f"{name}." for name in set(registry.tables()) - config.used_tables())
     shared = {
         key: value
         for key, value in flatten(config).items()
-        if not key.startswith(LOCAL) and not (key.startswith("gossip.") and key.endswith("-s"))
+        if not key.startswith((*LOCAL, *others)) and not (key.startswith("gossip.") and key.endswith("-s"))
     }
     conf = int.from_bytes(hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).digest()[:8], "big")
     width = max(where.stop for where in slices(config, session.fleet).values())
-    return Identity(number, config.agents, conf, digest.installed(), layout(session), width)
+    return Identity(number, config.agents, conf, running_code(config), layout(session), width)
 
 
 def _patience(config: RunConfig) -> Patience:

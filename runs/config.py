@@ -7,7 +7,9 @@ checked, listed and refused like ours.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,7 +32,7 @@ Flat = Mapping[str, bool | int | float | str]
 # Keys of Flower's flat configuration that are no keys of ours: where the run's directory is, the name that the run
 # keeps for life, and the options of plugins (JSON), as Flower refuses keys that do not stand in pyproject.toml.
 DIRECTORY, NAME, PLUGIN_OPTIONS, PLUGIN_CODE = "directory", "run", "plugin-options", "plugin-code"
-# The environment variable that names the plugins which a ServerApp may import, comma-separated.
+# The environment variable that names the plugins which a process that Flower starts may import, comma-separated.
 PLUGINS = "FEDRL_PLUGINS"
 ABOUT_THE_RUN: dict[str, bool | int | float | str] = {DIRECTORY: "", NAME: "", PLUGIN_OPTIONS: "", PLUGIN_CODE: ""}
 
@@ -150,7 +152,7 @@ class RunConfig:
 
     def used_plugins(self) -> tuple[str, ...]:
         """Return the plugins that this run needs wherever it runs: those it names, and those of the things it uses."""
-        sources = {thing.source for thing in self.things()} - {registry.BUILT_IN}
+        sources = {thing.source for thing in self.things()} - {registry.BUILT_IN, registry.SCRIPT}
         return tuple(dict.fromkeys([*self.plugins, *sorted(sources)]))
 
     def check(self) -> None:
@@ -162,6 +164,10 @@ class RunConfig:
         chosen(self).check(self)
 
 
+registry.reserve({dashed(field.name): None for field in dataclasses.fields(RunConfig)})
+registry.reserve({DIRECTORY: None, NAME: None, PLUGIN_OPTIONS: None, PLUGIN_CODE: None})
+registry.reserve({"federation": FederationConfig})
+
 # Where a graph is named: the table, and its key.
 _GRAPHS = (("gossip", "topology"), ("kl", "matrix"))
 _INLINED = {("gossip", "topology"): topology.inlined, ("kl", "matrix"): matrix.inlined}
@@ -172,9 +178,6 @@ def assembled() -> type[RunConfig]:
     """Return the configuration with a field for every table that is registered by now."""
     base = {field.name for field in dataclasses.fields(RunConfig)}
     tables = {name.replace("-", "_"): kind for name, kind in registry.tables().items()}
-    for name, kind in tables.items():
-        if name in base and name != "federation":
-            raise Mistake(f"the table [{dashed(name)}] of {kind.__qualname__} has the name of a key of every run")
     own = tuple((name, kind) for name, kind in tables.items() if name not in base)
     if own not in _assembled:
         fields = [(name, kind, dataclasses.field(default_factory=kind)) for name, kind in own]
@@ -198,6 +201,12 @@ def from_user(values: Mapping[str, Any]) -> RunConfig:
         if isinstance(inner, Mapping) and isinstance(inner.get(key), str):
             found[name] = {**inner, key: inlined(inner[key])}
     config = configure(found)
+    if config.engine != "local" and (own := [thing for thing in config.things() if thing.source == registry.SCRIPT]):
+        raise Mistake(
+            f"the {own[0].kind} '{own[0].name}' stands in this script or notebook, which the other processes of "
+            f"'engine' = {config.engine} cannot import: put it into a module, and name that in 'plugins'"
+        )
+    registry.load(config.used_plugins())
     return dataclasses.replace(config, plugins=config.used_plugins())
 
 
@@ -249,8 +258,10 @@ def flat_for_flower(config: RunConfig) -> dict[str, bool | int | float | str]:
     flat = flatten(config)
     plugins = [thing for thing in registry.things() if thing.source != registry.BUILT_IN]
     foreign = tuple(f"{name}." for thing in plugins for name in thing.tables)
-    theirs = {key: value for key, value in flat.items() if key.startswith(foreign)}
-    ours = {key: value for key, value in flat.items() if key not in theirs}
+    # Another plugin may be installed here, and not where the run goes.
+    named = tuple(f"{name}." for thing in plugins if thing.source in config.plugins for name in thing.tables)
+    theirs = {key: value for key, value in flat.items() if key.startswith(named)}
+    ours = {key: value for key, value in flat.items() if not key.startswith(foreign)}
     return ours | {PLUGIN_OPTIONS: json.dumps(theirs) if theirs else "", PLUGIN_CODE: plugin_code(config)}
 
 
@@ -260,6 +271,12 @@ def plugin_code(config: RunConfig) -> str:
     return digest.spelled(digest.of_plugins({name: modules[name] for name in config.plugins}))
 
 
+def running_code(config: RunConfig) -> str:
+    """Return the digest of all code that a run executes here: ours, and that of its plugins."""
+    plugins = plugin_code(config)
+    return hashlib.sha256(f"{digest.installed()} {plugins}".encode()).hexdigest() if plugins else digest.installed()
+
+
 def from_flower(flat: Flat, allowed: Sequence[str] | None = None) -> RunConfig:
     """Return the run of Flower's flat configuration. ``allowed`` are the plugins that may be imported; None: any."""
     values = unflatten({key: value for key, value in flat.items() if key not in ABOUT_THE_RUN})
@@ -267,8 +284,8 @@ def from_flower(flat: Flat, allowed: Sequence[str] | None = None) -> RunConfig:
     for name in named if allowed is not None else ():
         if name not in (allowed or ()):
             raise Mistake(
-                f"the run uses the plugin {name}, and this node imports nothing that its owner did not name: start it "
-                f"with --plugin {name}"
+                f"the run uses the plugin {name}, and this process imports nothing that its owner did not name: start "
+                f"the node with --plugin {name} (a process that Flower starts: with {PLUGINS}={name})"
             )
     registry.load(named)
     text = str(flat.get(PLUGIN_OPTIONS) or "")
@@ -280,6 +297,11 @@ def from_flower(flat: Flat, allowed: Sequence[str] | None = None) -> RunConfig:
     if code := str(flat.get(PLUGIN_CODE) or ""):
         digest.refuse_other_plugins(plugin_code(config), code, "the run")
     return config
+
+
+def allowed_plugins() -> list[str]:
+    """Return the plugins that a process which Flower starts may import: those that FEDRL_PLUGINS names."""
+    return [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
 
 
 def app_config() -> dict[str, bool | int | float | str]:

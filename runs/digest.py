@@ -52,10 +52,13 @@ def of_plugins(plugins: Mapping[str, str]) -> dict[str, str]:
     return {name: _of_module(module)[:16] for name, module in sorted(plugins.items())}
 
 
+@cache
 def _of_module(module: str) -> str:
-    """The digest of the Python files of a module: of itself, or of all its package."""
-    spec = find_spec(module)
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
+    """The digest of the Python files of a module's whole package, or of a module that is a file by itself.
+
+    Once read, it stays, as the module in memory does."""
+    spec = find_spec(module.partition(".")[0])
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
     files = {f"{path.relative_to(folder)}": path for folder in folders for path in folder.rglob("*.py")}
     if not files and spec is not None and spec.origin:
         files = {Path(spec.origin).name: Path(spec.origin)}
@@ -70,13 +73,13 @@ def spelled(plugins: Mapping[str, str]) -> str:
 def refuse_other_plugins(here: str, there: str, whose: str) -> None:
     """Refuse plugins that are not the same in two places, by name; ``whose`` is the other place."""
     own, other = (dict(part.split("=", 1) for part in text.split(",") if "=" in part) for text in (here, there))
-    for name in sorted(own.keys() | other.keys()):
-        if own.get(name) != other.get(name):
-            mine, theirs = own.get(name, "none"), other.get(name, "none")
-            raise Mistake(
-                f"the plugin {name} differs: here it is {mine}, {whose} has {theirs}; install the same on both, and "
-                "start this process again"
-            )
+    if different := [name for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name)]:
+        first, *rest = different
+        as_well = f" (and so does {', '.join(rest)})" if rest else ""  # plugins of one package differ together
+        raise Mistake(
+            f"the plugin {first} differs{as_well}: here it is {own.get(first, 'none')}, {whose} has "
+            f"{other.get(first, 'none')}; install the same on both, and start this process again"
+        )
 
 
 def of_bundle(content: bytes) -> str:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from client.answers import exchangeable
 from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
-from runs.config import PLUGINS, RunConfig, from_flower, written
+from runs.config import RunConfig, allowed_plugins, from_flower, written
 from runs.directory import RunDirectory
 from runs.report import describe, finish
 from server.federate import check, federate, refuse_certificates
@@ -82,8 +82,7 @@ def show(line: str) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Run a federation with the configuration of Flower's context."""
     flat = context.run_config
-    plugins = os.environ.get(PLUGINS)
-    config = from_flower(flat, plugins.split(",") if plugins is not None else [])
+    config = from_flower(flat, allowed_plugins())
     if config.engine == "local":  # the agents are elsewhere, also if the configuration says local
         config = replace(config, engine="grpc")
     refuse_certificates(config)

@@ -53,7 +53,7 @@ class FedPGDec(Gossip):
         """Return the paper's output: the policies after a round that was picked uniformly."""
         return {"picked": {"policy": self.picked}}
 
-    def _learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
+    def learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
         config, seed = self.config.of(FedPGConfig), self.config.seed
         batch = config.batch(seed, number)
         length = config.length(batch, seed, number)

@@ -152,7 +152,7 @@ def strategy(name: str) -> Callable[[Class], Class]:
         config = vars(value).get("Config")
         own = {name: config} if config else {}
         value.tables = {**value.tables, **own}
-        registry.register("strategy", name, value, value.tables)
+        registry.register("strategy", name, value, value.tables, value.__module__)
         return value
 
     return decorate

@@ -39,7 +39,7 @@ class Gossip(Peers):
 
     def round(self, number: int, settle: bool) -> tuple[Report, Notes]:
         start, began = self.x.copy(), self.weights
-        report, notes = self._learn(number, settle)
+        report, notes = self.learn(number, settle)
         self.x += self.weights - began
         forged = self.forged(number, self.x, start, "")
         with timing(notes):
@@ -47,7 +47,8 @@ class Gossip(Peers):
         self._debias()
         return report, notes
 
-    def _learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
+    def learn(self, number: int, settle: bool) -> tuple[Report, Notes]:
+        """Train for a round. Returns a report of the work, and metrics for the ledger."""
         return self.session.train(self.session.round_work, None, settle, number), {}
 
     def join(self, weights: F32) -> None:

@@ -71,7 +71,7 @@ def topology(
         if len(inspect.signature(function).parameters) != 2:
             raise Mistake(f"the topology '{name}' takes (n, round), not {inspect.signature(function)}")
         every = period if callable(period) else lambda n: period
-        registry.register("topology", name, Graph(function, every, degreed, connected))
+        registry.register("topology", name, Graph(function, every, degreed, connected), home=function.__module__)
         return function
 
     return decorate

@@ -121,7 +121,8 @@ def rule(
     def decorate(function: T) -> T:
         if len(inspect.signature(function).parameters) != 2:
             raise Mistake(f"the rule '{name}' takes (rows, given), not {inspect.signature(function)}")
-        registry.register("rule", name, Registered(function, needs, few), {name: options} if options else None)
+        found = Registered(function, needs, few)
+        registry.register("rule", name, found, {name: options} if options else None, function.__module__)
         return function
 
     return decorate
