@@ -30,7 +30,7 @@ class Alone(Federation):
     def check(cls, run: Run) -> None:
         super().check(run)
         if run.federation.rule not in ("auto", "mean", "weighted-mean"):
-            raise Mistake(f"{run.strategy} aggregates nothing: leave 'federation.rule' away")
+            raise Mistake(f"{run.strategy} aggregates nothing: leave out 'federation.rule'")
 
     @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:

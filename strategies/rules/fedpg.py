@@ -14,8 +14,8 @@ from strategies.rules.rule import Verdict
 def fedpg_filter(rows: F32, parties: int, batch: int, sigma: float, delta: float = 0.6, alpha: float = 0.4) -> Verdict:
     """Aggregate with the filter of FedPG-BR (Fan 2021): the mean of the rows near to a central one.
 
-    The central row is near to more than half of all rows. A row is near to itself. K is ``parties``, also when some of
-    them are silent: half means half of all.
+    The central row is near to more than half of all rows. A row is near to itself. K is ``parties``, also
+    when some of them are silent: half means half of all.
     """
     K = parties
     assert len(rows) <= K and batch > 0, (len(rows), K, batch)

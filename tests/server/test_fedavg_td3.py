@@ -436,7 +436,7 @@ def test_a_rule_that_trusts_nobody_makes_no_step(gradients: bool) -> None:
     [
         (["algorithm=ppo"], "fedavg-td3 is for td3, not for ppo"),
         (["algorithm=ppo", "strategy=central"], "central is for td3, not for ppo"),
-        (["federation.parts=actor"], "leave 'federation.parts' away"),
+        (["federation.parts=actor"], "leave out 'federation.parts'"),
         (["world.copies=2"], "sync.critic-every is 5 steps, and 2 copies step at once"),
         (["world.copies=3", "sync.critic-every=6"], "td3.policy-delay is 10 steps, and 3 copies"),
         (["strategy=central", "engine=grpc", "world.copies=2"], "must be 1, not 2"),

@@ -198,7 +198,7 @@ def test_its_own_filter_is_refused_what_other_rules_are(rule: str) -> None:
     with pytest.raises(Mistake, match=r"'fedpg' needs at least 7 parties .* there are 5"):
         fedpg(agents=10, rules={"rule": rule, "byzantine": 3, "fraction": 0.5})
     fedpg(agents=10, rules={"rule": rule, "byzantine": 4})
-    with pytest.raises(Mistake, match=r"leave 'federation.batch' away"):
+    with pytest.raises(Mistake, match=r"leave out 'federation.batch'"):
         checked(federation={"rule": rule, "batch": 64})
     with pytest.raises(Mistake, match=r"'federation.parts' cannot be 'value'"):
         checked(federation={"rule": rule, "parts": "value"})
