@@ -183,6 +183,9 @@ def fresh_clone(place: Path) -> Path:
         if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
+    git = ["git", "-C", str(clone), "-c", "user.name=reader", "-c", "user.email=reader@example.org"]
+    subprocess.run([*git, "add", "--all"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "not committed yet"], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
     (inside,) = (clone / ".venv").glob("lib/python*/site-packages")
     (inside / "shared.pth").write_text(f"{clone}\n{sysconfig.get_path('purelib')}\n")
@@ -210,8 +213,8 @@ class Reader:
 
     def begin(self, page: str) -> None:
         """A page knows nothing of what others left, and its services have ports of their own."""
-        shutil.rmtree(self.clone / "out", ignore_errors=True)
-        (self.clone / "out").mkdir()
+        keep = ["-e", ".venv", "-e", "__pycache__"]  # what numba has compiled stays
+        subprocess.run(["git", "-C", str(self.clone), "clean", "-fdxq", *keep], check=True)
         roster = "".join(f'{peer} = "127.0.0.1:{free_port()}"\\n' for peer in range(4))
         self.numbers = {name: str(free_port()) for name in ("fleet", "control", "free", "local")} | {"roster": roster}
         for command in BEFORE.get(page, []):
