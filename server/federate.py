@@ -129,7 +129,7 @@ def _federate(
                 evaluate = strategy.passes(this, config.federation.evaluate_every) or last
                 strategy.evaluated = evaluate and config.evaluate_episodes > 0
                 record = rounds.round(this, extra, evaluate and config.evaluate_episodes > 0)
-                record |= unseen.judge(kept.learned()) if evaluate else {}
+                record |= unseen.evaluate(kept.learned()) if evaluate else {}
                 number = this
                 attackers = plan.attackers(number)
                 if attackers or config.engine != "grpc":  # a node may attack that the configuration does not name

@@ -72,7 +72,7 @@ class Rounds:
 
     def gather_parties(self) -> None:
         """Wait for all agents before the first round; after ``wait-s`` for a quorum of them."""
-        begun, told = time.monotonic(), False
+        begun, warned = time.monotonic(), False
         while len(self.members) < self.strategy.agents:
             self.membership.look()
             for request, reply in self._received():
@@ -87,9 +87,9 @@ class Rounds:
                     return
                 if waited > self.config.wait_s + self.config.give_up_s:
                     raise QuorumError(f"no quorum within {waited:.0f} s: {missing} did not come")
-            if waited > 2 and not told:
+            if waited > 2 and not warned:
                 self.say(f"waiting for {missing}")
-                told = True
+                warned = True
             if self.stop():
                 raise Interrupted
             time.sleep(pause(waited))
@@ -161,7 +161,7 @@ class Rounds:
 
     def _wait(self, exchange: Exchange[Any], due: Sequence[float]) -> None:
         """Receive replies until all have arrived, or the deadline has passed with a quorum."""
-        deadline_s, told = self.config.deadline_s, False
+        deadline_s, warned = self.config.deadline_s, False
         while True:
             self._receive(exchange)
             waited = time.monotonic() - exchange.begun
@@ -174,9 +174,9 @@ class Rounds:
                     f"round {exchange.number} has {count} of the {exchange.quorum} answers that it needs after "
                     f"{waited:.0f} s: no valid answer from {missing}"
                 )
-            if waited > deadline_s and not told:
+            if waited > deadline_s and not warned:
                 self.say(f"round {exchange.number}: {count} of {exchange.quorum} needed answers; waiting for {missing}")
-                told = True
+                warned = True
             if self.stop() and waited > min(deadline_s, STOP_S):
                 raise Interrupted
             self.membership.look()

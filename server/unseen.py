@@ -41,7 +41,7 @@ class Unseen:
             world = replace(config.world, copies=1, workers=0)  # for evaluation only
             self._sessions["server"] = Session(replace(config, world=world), [0])
 
-    def judge(self, learned: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    def evaluate(self, learned: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Evaluate the policies of all agents, or the shared one; return the returns in each world, and the ``score``.
 
         An agent whose policy the server does not have is nan. The score is the mean over the worlds of the median over

@@ -179,13 +179,13 @@ def test_a_policy_that_never_came_is_evaluated_nowhere(tmp_path: Path) -> None:
     session = prepare(given)
     policies = session.fleet.parts["policy"].copy()
     unseen = Unseen(given, session)
-    whole = unseen.judge({"policy": policies})
+    whole = unseen.evaluate({"policy": policies})
     policies[LIAR] = np.nan
-    part = unseen.judge({"policy": policies})
+    part = unseen.evaluate({"policy": policies})
     assert part["return.same"][:LIAR] == whole["return.same"][:LIAR] and np.isnan(part["return.same"][LIAR])
     assert part["score"] == np.median(whole["return.same"][:LIAR])
-    assert np.isnan(unseen.judge({"policy": np.full_like(policies, np.nan)})["score"])
-    assert np.isnan(unseen.judge({})["score"])
+    assert np.isnan(unseen.evaluate({"policy": np.full_like(policies, np.nan)})["score"])
+    assert np.isnan(unseen.evaluate({})["score"])
 
 
 def test_a_figure_under_a_name_of_the_servers_is_dropped(tmp_path: Path) -> None:
