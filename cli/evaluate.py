@@ -38,7 +38,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Evaluate the agents of a run again, in its world or (--set world...) in another one."""
-    from client.session import Session
+    from client.session import Session, limit_threads
     from core import modules
     from runs import checkpoints
     from runs.directory import RunDirectory
@@ -53,6 +53,7 @@ def evaluate(
     check_outputs(out, video, cross)
     weights = directory.best if best else directory.weights
     learned, _ = checkpoints.load(weights)
+    limit_threads(config.threads)
     with closing(Session(config, render=video is not None)) as session:
         session.fleet.load_learned(learned)
         records = directory.read_metrics()

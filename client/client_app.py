@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from attacks.plan import Silence
 from client.party import Party, run_name
+from client.session import limit_threads
 from core.errors import Mistake
 from flower.fleet import FAILED
 from runs.config import Flat, allowed_plugins
@@ -61,6 +62,7 @@ def _party(context: Context, config: Any, state: Path, allowed: list[str] | None
         for old in [other for other in _here if other[:2] != key[:2]]:
             _here.pop(old).close()
         _here[key] = Party(number, config, name, state, plugins=allowed)
+        limit_threads(_here[key].config.threads)
     return _here[key]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.session import Session
+from client.session import Session, limit_threads
 from core import modules
 from core.errors import Mistake
 from core.options import dashed, override
@@ -113,6 +113,7 @@ class Run:
         """
         values = override(self._directory.read_conf(), [f"evaluate-episodes={episodes}"])
         config = configure(_merged(values, _dashed(changes)))
+        limit_threads(config.threads)
         with closing(Session(config)) as session:
             session.fleet.load_learned(self._weights(best))
             if records := self.records:

@@ -20,7 +20,7 @@ from flwr.app import Message, MessageType, RecordDict
 
 from client.answers import answer, layout
 from client.party import Party
-from client.session import Session
+from client.session import Session, limit_threads
 from core.errors import Failure, Mistake
 from gossip.endpoint import COUNTED
 from gossip.local import Tls
@@ -75,8 +75,11 @@ def make_party(
 ) -> Party:  # fmt: skip
     """Return an agent of a run. An agent with a door is a member if weights travel between nodes."""
     if doors and chosen(from_flower(flat, plugins)).serverless:
-        return Member(number, flat, run, state, attack, modules, plugins, door=doors[number])
-    return Party(number, flat, run, state, attack, modules, plugins)
+        party: Party = Member(number, flat, run, state, attack, modules, plugins, door=doors[number])
+    else:
+        party = Party(number, flat, run, state, attack, modules, plugins)
+    limit_threads(party.config.threads)
+    return party
 
 
 class Member(Party):

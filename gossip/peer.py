@@ -12,7 +12,7 @@ from typing import Any
 
 from client.answers import layout
 from client.pace import cut
-from client.session import Session
+from client.session import Session, limit_threads
 from core import registry
 from core.errors import Mistake
 from core.options import flatten
@@ -57,6 +57,7 @@ def peer(
             "--insecure if the network between them is private"
         )
     tls = Tls.read(Path(folder), number) if folder else None
+    limit_threads(config.threads)
     with closing(Session(config, [number])) as session:
         wire = wired(config, session, addresses, tls, say, stop)
         for note in [] if directory.begun else cut(config, session):

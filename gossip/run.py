@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attacks.plan import Plan
 from client.answers import measured
 from client.session import Session
-from core.errors import Failure, Mistake
+from core.errors import Failure
 from core.options import flatten
 from gossip.mixing import Network
 from runs import figures
@@ -33,11 +33,6 @@ _COUNTED = ("bytes_up", "bytes_down", "missed", "refused", "late", "left-out")
 def network(config: RunConfig, session: Session) -> Network:
     """Return the network of a run whose peers all live in this process."""
     plan = Plan(config.attack, config.agents)
-    if any(kind == "delay" for kinds in plan.schedules() for kind in kinds.values()):
-        raise Mistake(
-            "the attack 'delay' needs a process for each peer, and here all peers share one: use the engine gossip, or "
-            "the attack silence"
-        )
 
     def silent(number: int) -> list[int]:
         return [peer for peer in session.numbers if plan.kind(peer, number) == "silence"]

@@ -26,7 +26,7 @@ from runs.config import ABOUT_THE_RUN, DIRECTORY, NAME, PLUGINS, RunConfig, flat
 from runs.directory import RunDirectory
 from runs.ledger import over_rounds
 from runs.peers import PEERS, Together, save_weights
-from server.federate import check, federate, refuse_certificates
+from server.federate import check, check_agents, federate, refuse_certificates
 from server.grids import LocalGrid
 from strategies.method import chosen
 from strategies.peers import GossipConfig
@@ -58,7 +58,13 @@ def prepare(config: RunConfig, nodes: int = 0, superlink: str = "") -> Session:
         )
     check(config)
     limit_threads(config.threads)
-    return Session(config, None if config.engine in ("local", "gossip") else [0])
+    session = Session(config, None if config.engine in ("local", "gossip") else [0])
+    try:
+        check_agents(config, session)
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def reach(superlink: str, roots: Path | None) -> None:

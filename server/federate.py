@@ -26,7 +26,7 @@ from runs.trackers import Trackers
 from server.grids import LocalGrid
 from server.parties import SessionParties
 from server.rounds import Interrupted, QuorumError, Rounds
-from server.unseen import Unseen
+from server.unseen import Unseen, check_unseen
 from strategies.federation import Federation
 from strategies.method import chosen
 from strategies.peers import GossipConfig
@@ -43,6 +43,13 @@ def check(config: RunConfig) -> None:
             raise Mistake(f"the engine gossip has no server, and {config.strategy} needs one: take local, ray or grpc")
     elif config.engine == "gossip":
         countable(config)
+    elif config.engine == "local":
+        plan = Plan(config.attack, config.agents)
+        if any(kind == "delay" for kinds in plan.schedules() for kind in kinds.values()):
+            raise Mistake(
+                "the attack 'delay' needs a process for each peer, and here all peers share one: use the engine "
+                "gossip, or the attack silence"
+            )
     elif config.engine == "ray":
         raise Mistake(
             f"in {config.strategy} weights go from agent to agent, and in Flower's simulation none stays where others "
@@ -50,6 +57,12 @@ def check(config: RunConfig) -> None:
         )
     elif config.engine == "grpc" and config.of(GossipConfig).roster:
         raise Mistake("nodes report their addresses to the server, so 'gossip.roster' is not used with grpc: remove it")
+
+
+def check_agents(config: RunConfig, session: Session) -> None:
+    """Refuse agents that the strategy cannot work with, and 'unseen' worlds that differ, before anything starts."""
+    chosen(config).fits(config, SessionParties(session))
+    check_unseen(config, session)
 
 
 def refuse_certificates(config: RunConfig) -> None:

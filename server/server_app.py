@@ -20,7 +20,7 @@ from core.errors import Failure, Mistake
 from runs.config import RunConfig, allowed_plugins, from_flower, written
 from runs.directory import RunDirectory
 from runs.report import describe, finish
-from server.federate import check, federate, refuse_certificates
+from server.federate import check, check_agents, federate, refuse_certificates
 from strategies.method import chosen
 
 app = ServerApp()
@@ -89,6 +89,7 @@ def main(grid: Grid, context: Context) -> None:
     check(config)
     limit_threads(config.threads)
     session = Session(config, numbers=[0])
+    check_agents(config, session)
     path = str(flat.get("directory") or "")
     directory = RunDirectory(Path(path or f"out/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{context.run_id}"))
     if not path or not directory.conf.exists():

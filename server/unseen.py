@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,32 @@ from numpy.typing import NDArray
 from client.session import Session
 from core.errors import Mistake
 from core.options import build, nested
-from envs import WorldConfig
+from core.streams import agent_seeds
+from envs import WorldConfig, make_worlds
 from runs.config import RunConfig
 from runs.figures import median_return
 from strategies.method import chosen
+
+
+def unseen_worlds(config: RunConfig) -> dict[str, WorldConfig]:
+    """Return the worlds of the table ``unseen`` by name; refuses what is no world."""
+    found = {}
+    for name, changes in config.unseen.items():
+        if not isinstance(changes, Mapping):
+            raise Mistake(f"'unseen.{name}' is a table of what differs from 'world', not {changes!r}")
+        if not config.evaluate_episodes:
+            raise Mistake("'unseen' worlds are for evaluation, and 'evaluate-episodes' is 0")
+        found[name] = build(WorldConfig, nested(config.world) | dict(changes), f"unseen.{name}.")
+    return found
+
+
+def check_unseen(config: RunConfig, session: Session) -> None:
+    """Refuse unseen worlds with other observations or actions than the agents'. Makes those of one agent only."""
+    seeds, seen = agent_seeds(config.seed, [0]), session.worlds
+    for name, world in unseen_worlds(config).items():
+        with closing(make_worlds(replace(world, copies=1, workers=0), seeds, [0])) as unseen:
+            if (seen.observation_space, seen.action_space) != (unseen.observation_space, unseen.action_space):
+                raise Mistake(f"'unseen.{name}' has other observations or actions than the world that agents train in")
 
 
 class Unseen:
@@ -27,16 +50,8 @@ class Unseen:
 
     def __init__(self, config: RunConfig, session: Session) -> None:
         self._sessions: dict[str, Session] = {}
-        for name, changes in config.unseen.items():
-            if not isinstance(changes, Mapping):
-                raise Mistake(f"'unseen.{name}' is a table of what differs from 'world', not {changes!r}")
-            if not config.evaluate_episodes:
-                raise Mistake("'unseen' worlds are for evaluation, and 'evaluate-episodes' is 0")
-            world = build(WorldConfig, nested(config.world) | dict(changes), f"unseen.{name}.")
-            self._sessions[name] = session_there = Session(replace(config, world=world), range(config.agents))
-            seen, unseen = session.worlds, session_there.worlds
-            if (seen.observation_space, seen.action_space) != (unseen.observation_space, unseen.action_space):
-                raise Mistake(f"'unseen.{name}' has other observations or actions than the world that agents train in")
+        for name, world in unseen_worlds(config).items():
+            self._sessions[name] = Session(replace(config, world=world), range(config.agents))
         if chosen(config).server_learns and config.evaluate_episodes and not self._sessions:
             world = replace(config.world, copies=1, workers=0)  # for evaluation only
             self._sessions["server"] = Session(replace(config, world=world), [0])

@@ -69,6 +69,10 @@ class Central(FedAvgTD3):
         return run.world.copies, run.world.copies
 
     @classmethod
+    def fits(cls, run: Run, parties: Parties) -> None:
+        """Any learner of the right algorithm fits."""
+
+    @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
         if run.engine == "local":
             return Alone({}, parties.layout, run.agents, parties.work)

@@ -32,6 +32,11 @@ class FedAvg(Federation):
     """
 
     @classmethod
+    def fits(cls, run: Run, parties: Parties) -> None:
+        super().fits(run, parties)
+        chosen_rule(run, run.federation.asked(run.agents))
+
+    @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
         rule = chosen_rule(run, run.federation.asked(run.agents))
         start = start_of(run, parties)

@@ -24,6 +24,7 @@ from strategies.federation import Arrays, Config, Federation, FederationConfig
 from strategies.messages import Trained
 from strategies.method import Parties, Run, strategy
 from strategies.rules.fedpg import fedpg_filter
+from strategies.rules.means import weighted_mean
 from strategies.rules.robust import make_rule
 from strategies.rules.rule import Rule, TooFewError, Verdict, number
 from strategies.scsg import SCSGConfig
@@ -72,9 +73,20 @@ class FedPG(Federation):
             raise Mistake(f"fedpg-br has the part policy and no other: 'federation.parts' cannot be '{rules.parts}'")
 
     @classmethod
+    def fits(cls, run: Run, parties: Parties) -> None:
+        super().fits(run, parties)
+        # The filter is not used here: only what a rule refuses by the number of agents and attackers.
+        make_rule(run.federation, run.federation.asked(run.agents), weighted_mean, cls.rule_options(run))
+        if run.federation.sigma != "auto":
+            number(run.federation.sigma)
+
+    @classmethod
+    def rule_options(cls, run: Run) -> Any:
+        return None if run.federation.rule == "auto" else run.options("rule", run.federation.rule)
+
+    @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
-        config = run.of(FedPGConfig)
-        options = None if run.federation.rule == "auto" else run.options("rule", run.federation.rule)
+        config, options = run.of(FedPGConfig), cls.rule_options(run)
         learner = parties.server_agent(config.own_batch)
         return cls(learner, config, run.federation, parties.layout, run.agents, run.seed, options)
 

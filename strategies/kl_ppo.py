@@ -88,6 +88,11 @@ class KLPPO(Federation):
             communication(config.matrix, run.agents, config.normalise)
 
     @classmethod
+    def fits(cls, run: Run, parties: Parties) -> None:
+        super().fits(run, parties)
+        chosen_rule(run, run.agents)
+
+    @classmethod
     def build(cls, run: Run, parties: Parties) -> Federation:
         # Reward scales stay with the agents, as value functions do; how observations are normalised is part of a
         # policy.

@@ -90,6 +90,11 @@ class Method:
             )
 
     @classmethod
+    def fits(cls, run: Run, parties: Parties) -> None:
+        """Refuse agents that this strategy cannot work with, before anything starts. Builds nothing."""
+        exchanged(run, parties.parts)
+
+    @classmethod
     def warnings(cls, run: Run) -> list[str]:
         """Return sentences on what is allowed and has a price."""
         return []

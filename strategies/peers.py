@@ -23,7 +23,8 @@ from core.rows import Rows
 from strategies.federation import FederationConfig
 from strategies.graphs.topology import Topology, names, spelled
 from strategies.medium import F32, Forged, Medium
-from strategies.method import Method, Run, exchanged
+from strategies.messages import MOMENTS
+from strategies.method import Method, Parties, Run, exchanged
 
 Notes = dict[str, Any]
 Act = Callable[[Any, NDArray[np.int64]], tuple[F32, Report]]
@@ -102,13 +103,14 @@ class Peers(Method, Rows):
             raise Mistake(f"'unseen' is for runs with a server, and {run.strategy} has none: evaluate with fedrl eval")
         topology(run)
 
+    @classmethod
+    def fits(cls, run: Run, parties: Parties) -> None:
+        super().fits(run, parties)
+        refuse_moments(run, [name.removeprefix(MOMENTS) for name in parties.start if name not in parties.parts])
+
     def __init__(self, config: Run, session: Session, medium: Medium) -> None:
         assert list(medium.peers) == session.numbers, (medium.peers, session.numbers)
-        if moments := session.fleet.moments:
-            raise Mistake(
-                f"gossip mixes weights, and {config.algorithm} also keeps running moments ({', '.join(moments)}), "
-                "which would differ between peers: turn its normalisation off"
-            )
+        refuse_moments(config, list(session.fleet.moments))
         self.config, self.session, self.medium = config, session, medium
         self.options = config.of(GossipConfig)
         self.parts = slices(config, session.fleet)
@@ -146,6 +148,15 @@ class Peers(Method, Rows):
         """Return what attackers among these peers send in place of ``honest`` rows; None where nobody attacks."""
         rows: Forged | None = self.session.conduct.to_peers(number, honest, start, self.parts, tag)
         return rows
+
+
+def refuse_moments(run: Run, names: Sequence[str]) -> None:
+    """Refuse a learner with running moments: gossip averages weights, and moments would differ between peers."""
+    if names:
+        raise Mistake(
+            f"gossip mixes weights, and {run.algorithm} also keeps running moments ({', '.join(names)}), which would "
+            "differ between peers: turn its normalisation off"
+        )
 
 
 def slices(run: Run, fleet: Fleet) -> dict[str, slice]:
