@@ -51,6 +51,8 @@ def sweep(
     refuse_repeated(asked, changes)
     table = with_plugins(override(read_toml(conf), changes), plugin or ())
     table.pop("seed", None)
+    if not table["plugins"]:  # sweeps that began before there were plugins have no such key
+        del table["plugins"]
     directory = out or Path("out") / f"{conf.stem}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     check_folder(directory)
     state = sweeps.merge_with_saved(directory, table, asked, sweeps.parse_seeds(seeds))
