@@ -6,8 +6,21 @@ from collections.abc import Generator
 
 import pytest
 
+from core.modules import FOLDERS
+
 # A shell that starts us in the background has us ignore Ctrl-C, and whatever we start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def same_folders() -> Generator[None, None, None]:
+    """A command that a test runs in this process leaves no folder behind in which others look for modules."""
+    before = os.environ.get(FOLDERS)
+    yield
+    if before is None:
+        os.environ.pop(FOLDERS, None)
+    else:
+        os.environ[FOLDERS] = before
 
 
 @pytest.hookimpl(wrapper=True)

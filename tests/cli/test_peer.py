@@ -263,5 +263,7 @@ def test_listen_is_an_address(tmp_path: Path, listen: str) -> None:
 def test_a_peer_that_has_done_its_rounds_says_what_goes_on(tmp_path: Path) -> None:
     roster = {str(k): f"127.0.0.1:{free_port()}" for k in range(3)}
     RunDirectory.create(tmp_path / "peer", {}).log({"round": 10})
-    with pytest.raises(Mistake, match=r"peer 0 has done its 10 rounds in .*--set rounds=N, N above 10.*another --out"):
+    with pytest.raises(
+        Mistake, match=r"peer 0 has finished its 10 rounds in .*--set rounds=N, N above 10.*another --out"
+    ):
         peer(written(tmp_path, gossip={"roster": roster}), 0, out=tmp_path / "peer")

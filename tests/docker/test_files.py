@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def run(script: Path, *words: str | Path, cwd: Path = Path("/"), **env: str) -> 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """One that others can reach, and that belongs to the user of ``run``."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    ours = Path(tempfile.gettempdir()).resolve()
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.is_relative_to(ours) and parent != ours:
+            parent.chmod(0o755)
     if os.geteuid() == 0:
         os.chown(tmp_path, ME, ME)
     return tmp_path

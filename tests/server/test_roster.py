@@ -346,7 +346,7 @@ def query() -> Message:
             "peer-0.pem cannot be read|ca.pem cannot be read",
         ),
         (["--peers", "a:b"], "HOST or HOST:PORT"),
-        (["--listen", "127.0.0.1:9"], "give --peers HOST as well"),
+        (["--listen", "127.0.0.1:9"], "add --peers HOST"),
     ],
 )
 def test_a_node_that_others_could_not_reach_safely_does_not_start(
