@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cli.environment import check_docker, check_environment, check_path, exported
@@ -38,6 +36,7 @@ from cli.machine import (
     is_free,
 )
 from cli.packages import BOX2D_WORLD, check_box2d, check_extras, check_packages, check_python, installed, read_pins
+from cli.screen import show_table
 from core.errors import Failure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +81,5 @@ def check_all() -> Iterator[Finding]:
 
 def show(findings: Iterable[Finding]) -> None:
     """Print the findings as a table."""
-    rows = Table("", "found", "", "what to do", box=None)
-    for one in findings:
-        rows.add_row(one.name, Text(one.found), Text(one.verdict, STYLE[one.verdict]), Text(one.remedy))
-    Console().print(rows)
+    rows = [(one.name, one.found, Text(one.verdict, STYLE[one.verdict]), one.remedy) for one in findings]
+    show_table(("check", "found", "verdict", "what to do"), rows)
