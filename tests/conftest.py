@@ -13,14 +13,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def same_folders() -> Generator[None, None, None]:
-    """A command that a test runs in this process leaves no folder behind in which others look for modules."""
-    before = os.environ.get(FOLDERS)
+def no_folders() -> Generator[None, None, None]:
+    """Forget the folders in which commands of this process looked for modules: a test's own processes inherit them."""
+    os.environ.pop(FOLDERS, None)
     yield
-    if before is None:
-        os.environ.pop(FOLDERS, None)
-    else:
-        os.environ[FOLDERS] = before
+    os.environ.pop(FOLDERS, None)
 
 
 @pytest.hookimpl(wrapper=True)
