@@ -33,6 +33,7 @@ PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 LEFT_OUT = {
     r"docker compose": "needs a daemon of docker; tests/docker",
     r"^(useradd|install|systemctl|journalctl)\b": "needs root and systemd",
+    r"^sudo chown": "needs sudo; tests/docker/test_files.py",
     r"^git clone REPOSITORY|/opt/fedrl|> /etc/fedrl": "is about a machine that root has set up",
     r"flwr supernode": "needs the SuperLink of the step before, which needs root; tests/cli/test_certs.py",
     r"--superlink HOST:9093": "needs a SuperLink with nodes of other machines; tests/server/test_engines.py",
