@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 LEFT_OUT = {
     r"docker compose": "needs a daemon of docker; tests/docker",
     r"^(useradd|install|systemctl|journalctl)\b": "needs root and systemd",
+    r"^ssh ": "needs a second machine",
     r"^sudo chown": "needs sudo; tests/docker/test_files.py",
     r"^git clone REPOSITORY|/opt/fedrl|> /etc/fedrl": "is about a machine that root has set up",
     r"flwr supernode": "needs the SuperLink of the step before, which needs root; tests/cli/test_certs.py",
@@ -109,12 +111,21 @@ def commands(page: str) -> list[str]:
             continue
         if fence == "```":
             prompted = [text.removeprefix("$ ") for text in block if text.startswith("$ ")]
-            for text in "\n".join(prompted or block).replace("\\\n", " ").splitlines():
-                command = re.sub(r"\s+#.*", "", text).strip()
+            for command in whole("\n".join(prompted or block).replace("\\\n", " ").splitlines()):
                 found += [command] if command and command not in found else []
         fence, block = ("" if fence else line), []
     assert not fence, f"{page} has a fenced block without an end"
     return found
+
+
+def whole(lines: list[str]) -> Iterator[str]:
+    """The commands of these lines: one a line, without comments, or all lines of a here-document."""
+    rest = iter(lines)
+    for line in rest:
+        command = re.sub(r"\s+#.*", "", line).strip()
+        if here := re.search(r"<<'(\w+)'$", command):
+            command = "\n".join([command, *takewhile(lambda text, end=here[1]: text != end, rest), here[1]])
+        yield command
 
 
 def why_not(command: str) -> str:
