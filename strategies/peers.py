@@ -79,8 +79,10 @@ class Session(Protocol):
 
     numbers: list[int]
     fleet: Fleet
-    conduct: Any
     round_work: int
+
+    @property
+    def conduct(self) -> Conduct: ...
 
     def train(self, work: int, rows: Sequence[int] | None, settle: bool, number: int) -> Report: ...
     def work(self, act: Act, rows: Sequence[int] | None, settle: bool, number: int) -> tuple[F32, Report]: ...
@@ -146,8 +148,7 @@ class Peers(Method, Rows):
 
     def forged(self, number: int, honest: F32, start: F32 | None, tag: str) -> Forged | None:
         """Return what attackers among these peers send in place of ``honest`` rows; None where nobody attacks."""
-        rows: Forged | None = self.session.conduct.to_peers(number, honest, start, self.parts, tag)
-        return rows
+        return self.session.conduct.to_peers(number, honest, start, self.parts, tag)
 
 
 def refuse_moments(run: Run, names: Sequence[str]) -> None:

@@ -58,6 +58,22 @@ def made(config: RunConfig) -> Peers:
     return found
 
 
+def both_ways(config: RunConfig, rounds: int) -> tuple[Any, np.ndarray]:
+    """Run all peers in one process, then each by itself over letters. Return the former, and the latter's weights."""
+    whole = made(config)
+    for number in range(1, rounds + 1):
+        whole.round(number, False)
+    post = Post(whole.medium.topology)  # type: ignore[attr-defined]
+
+    def one(peer: int) -> np.ndarray:
+        peers = chosen(config)(config, Session(config, [peer]), Mail(post, peer))
+        for number in range(1, rounds + 1):
+            peers.round(number, False)
+        return peers.weights[0]
+
+    return whole, np.stack(together(one, config.agents))
+
+
 def test_the_biased_vector_is_carried_over() -> None:
     """x + progress is mixed, not z + progress; checked by a separate product."""
     peers = made(configured(DEC, gossip={"topology": ONE_WAY}))
@@ -90,38 +106,17 @@ def test_the_biased_vector_is_carried_over() -> None:
 )
 def test_one_peer_per_process_and_all_in_one_give_equal_results(strategy: str, topology: str) -> None:
     """Ten rounds over letters, against the product. dec-byz-pg broadcasts to all, whatever the topology."""
-    config = configured(KINDS[strategy], gossip={"topology": topology, "degree": 2})
-    whole = made(config)
-    for number in range(1, 11):
-        whole.round(number, False)
-    post = Post(whole.medium.topology)  # type: ignore[attr-defined]
-
-    def one(peer: int) -> np.ndarray:
-        peers = chosen(config)(config, Session(config, [peer]), Mail(post, peer))
-        for number in range(1, 11):
-            peers.round(number, False)
-        return peers.weights[0]
-
-    np.testing.assert_allclose(np.stack(together(one, 4)), whole.weights, atol=1e-5)
+    whole, apart = both_ways(configured(KINDS[strategy], gossip={"topology": topology, "degree": 2}), rounds=10)
+    np.testing.assert_allclose(apart, whole.weights, atol=1e-5)
 
 
 def test_one_peer_per_process_and_all_in_one_refuse_the_same_shares() -> None:
     """The last peer of a ring sends unusable shares: its neighbours send it none, and keep theirs."""
     config = configured(MIX, 5, gossip={"topology": "ring"}, attack={"byzantine": 1, "kind": "nan@3"})
-    whole = made(config)
-    for number in range(1, 7):
-        whole.round(number, False)
-    post = Post(whole.medium.topology)  # type: ignore[attr-defined]
-
-    def one(peer: int) -> np.ndarray:
-        peers = chosen(config)(config, Session(config, [peer]), Mail(post, peer))
-        for number in range(1, 7):
-            peers.round(number, False)
-        return peers.weights[0]
-
-    assert np.argwhere(whole.refused).tolist() == [[0, 4], [3, 4]]  # type: ignore[attr-defined]
-    assert whole.y[:4].min() > 0.6  # type: ignore[attr-defined]
-    np.testing.assert_allclose(np.stack(together(one, 5))[:4], whole.weights[:4], atol=1e-5)
+    whole, apart = both_ways(config, rounds=6)
+    assert np.argwhere(whole.refused).tolist() == [[0, 4], [3, 4]]
+    assert whole.y[:4].min() > 0.6
+    np.testing.assert_allclose(apart[:4], whole.weights[:4], atol=1e-5)
 
 
 def test_peers_begin_with_the_same_weights_or_with_their_own() -> None:
