@@ -67,7 +67,6 @@ class Fleet(Rows):
     ``apply`` alone are for strategies that exchange gradients, ``link`` for kl-ppo.
     """
 
-    unit: str = "work"
     # Prefixes of learned arrays that acting does not need.
     spare: ClassVar[tuple[str, ...]] = ()
     seeds: Sequence[int]
@@ -130,7 +129,7 @@ class Fleet(Rows):
         return self.progress
 
     def train(self, work: int) -> Report:
-        """Train every agent for ``work`` more units (``unit`` names them)."""
+        """Train every agent for ``work`` more units: TD3 steps, PPO iterations, policy-gradient batches."""
         return self.in_groups(lambda group, rows: group._train(work))
 
     def in_groups(self, act: Callable[[Any, Any], Report]) -> Report:

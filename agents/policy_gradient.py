@@ -66,7 +66,6 @@ class PolicyGradientFleet(Fleet):
     Config = PolicyGradientConfig
 
     ROWS = ("policy", "adam", "worlds", "acting", "progress")
-    unit = "batches"
 
     def __init__(self, config: PolicyGradientConfig, worlds: Worlds, seeds: Sequence[int]) -> None:
         if not worlds.horizon:

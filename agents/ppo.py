@@ -99,7 +99,6 @@ class PPOFleet(Fleet):
         "policy", "value", "policy_adam", "value_adam", "beta", "meter", "worlds", "acting", "shuffles", "progress",
         "observations", "returns", "running",
     )  # fmt: skip
-    unit = "iterations"
     linkable = True
     spare = ("value", "moments.returns")
 

@@ -37,7 +37,6 @@ class TD3Fleet(Fleet):
         "actor", "critic", "actor_target", "critic_target", "optimisers", "replay", "meter", "worlds",
         "acting", "sampling", "noise", "progress", "updates", "owed", "drawn", "stage", "anchors",
     )  # fmt: skip
-    unit = "steps"
     spare = ("critic",)
     # The stage of an update that pauses at the exchange of a part; 0: no update is in progress.
     STAGES: ClassVar[dict[str, int]] = {"critic": 1, "actor": 2}
